@@ -1,0 +1,207 @@
+"""The config: one dataclass per room, the unit and meaning beside every field.
+
+Values reach these fields from a file in `configs/`, then from the command line
+(`--config.section.field=value`). After `checks.check` a config is read-only.
+Durations are strings with a unit: "500 steps", "1 epochs", "10M tokens",
+"10M words", "5%" (of the run); "0" means never. Where no value is meant, a field
+holds 0, an empty string or an enum member: config flags can't be set to None.
+"""
+
+import dataclasses
+import enum
+
+
+class MLPKind(enum.Enum):
+    """Feed-forward block of a transformer layer."""
+
+    SWIGLU = "swiglu"
+    GELU = "gelu"
+
+
+class AttentionKind(enum.Enum):
+    """Implementation of attention; AUTO picks by device, mask and head width."""
+
+    AUTO = "auto"
+    XLA = "xla"
+    CHUNKED = "chunked"
+    CUDNN = "cudnn"
+    SPLASH = "splash"
+
+
+class LayerLayout(enum.Enum):
+    """How the layers run: AUTO unrolls up to 24 layers on CPU and GPU, else scans."""
+
+    AUTO = "auto"
+    SCAN = "scan"
+    UNROLLED = "unrolled"
+
+
+class ScheduleKind(enum.Enum):
+    """Mask rate m(t) of masked diffusion."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class LearningRateKind(enum.Enum):
+    """Shape of the learning rate after the warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+    WARMUP_STABLE_DECAY = "warmup_stable_decay"
+
+
+class Precision(enum.Enum):
+    """Dtype of matrix products; parameters, logits and losses stay float32."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Remat(enum.Enum):
+    """What the backward pass computes again instead of keeping."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+@dataclasses.dataclass
+class TokenizerConfig:
+    path: str = ""  # a SentencePiece .model; empty trains one on the corpus
+    vocab_size: int = 16384  # ids of a trained tokenizer, the 5 special ones included
+
+
+@dataclasses.dataclass
+class DataConfig:
+    train: tuple[str, ...] = ()  # files, folders or globs; empty: see default_folder
+    valid: tuple[str, ...] = ()  # the same; empty holds out documents of train
+    default_folder: str = "data/babylm"  # read when train is empty; if it is missing
+    # too, the run falls back to the built-in sample corpus
+    sample_words: int = 300_000  # whitespace words of the built-in sample corpus
+    valid_fraction: float = 0.05  # share of each source's documents that is held out
+    sequence_length: int = 1024  # tokens per window
+    cache_dir: str = "data_cache"  # prepared shards, tokenizers, the sample corpus
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    num_layers: int = 12
+    width: int = 768
+    num_heads: int = 12
+    num_kv_heads: int = 0  # grouped-query heads; 0 means num_heads
+    mlp: MLPKind = MLPKind.GELU
+    mlp_width: int = 3072
+    max_length: int = 1024  # longest input, in tokens
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    bias: bool = False  # biases in attention and feed-forward projections
+    dropout: float = 0.1  # on the embedding and each residual branch
+    tied_embeddings: bool = False
+    time_conditioning: bool = False  # DiT: adaptive norms fed with sigma(t)
+    condition_width: int = 128  # width of the time embedding of a DiT
+    layers: LayerLayout = LayerLayout.AUTO
+    attention: AttentionKind = AttentionKind.AUTO
+
+
+@dataclasses.dataclass
+class AutoregressiveConfig:
+    """Next-token prediction; its negative log-likelihood is exact."""
+
+
+@dataclasses.dataclass
+class MaskedDiffusionConfig:
+    """Absorbing-state diffusion in continuous time (SUBS); an upper bound."""
+
+    schedule: ScheduleKind = ScheduleKind.COSINE
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    learning_rate: float = 3e-4  # peak
+    warmup: str = "5%"
+    schedule: LearningRateKind = LearningRateKind.COSINE
+    decay: str = "20%"  # last part of a warmup_stable_decay run
+    min_learning_rate: float = 3e-5  # at the end of the run
+    weight_decay: float = 0.1  # on matrices; never on norms, biases, embeddings
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0  # global gradient norm; 0 switches clipping off
+    ema_decay: float = 0.999  # 0 switches the moving average off
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    budget: str = "10 epochs"  # length of the run
+    batch_size: int = 256  # sequences per optimizer step, over all devices
+    microbatch_size: int = 0  # sequences per forward pass; 0 means batch_size
+    precision: Precision = Precision.AUTO
+    remat: Remat = Remat.NONE
+    loss_chunk_tokens: int = 8192  # tokens whose logits exist at once
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    every: str = "10%"
+    keep: int = 2  # newest checkpoints that stay
+    resume: str = "latest"  # "latest", "none", or a step
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    every: str = "10%"
+    batches: int = 20  # held-out batches per evaluation in training; 0 means all
+    batch_size: int = 0  # sequences; 0 means train.batch_size
+    draws: int = 8  # masks per held-out window at the end (diffusion)
+    minimal_pairs: int = 700  # pairs of the sample grammar scored at the end
+
+
+@dataclasses.dataclass
+class GenerateConfig:
+    every: str = "20%"
+    prompts: tuple[str, ...] = ()  # empty writes from scratch
+    num_samples: int = 2  # per prompt
+    max_new_tokens: int = 128
+    temperature: float = 1.0  # 0 takes the most probable token
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0  # smallest set of tokens with this mass
+    steps: int = 128  # of the diffusion sampler
+
+
+@dataclasses.dataclass
+class LogConfig:
+    every: str = "10 steps"
+    tensorboard: bool = True
+    wandb: bool = False  # needs the extra "wandb"
+    wandb_project: str = "lmjax"
+
+
+@dataclasses.dataclass
+class ParallelConfig:
+    data: int = 0  # devices that split the batch; 0 takes those left over
+    fsdp: int = 1  # devices that split batch and parameters
+    tensor: int = 1  # devices that split heads, feed-forward and vocabulary
+
+
+@dataclasses.dataclass
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: MaskedDiffusionConfig | AutoregressiveConfig = dataclasses.field(
+        default_factory=MaskedDiffusionConfig
+    )
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)

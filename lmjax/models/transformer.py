@@ -1,0 +1,228 @@
+"""The transformer, causal or bidirectional: pre-norm, rotary, grouped queries."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmjax.config.schema import ModelConfig, Remat
+from lmjax.core.types import KeyValueCache
+from lmjax.models.attention import Attention
+from lmjax.models.attention_kernels import AttentionFunction
+from lmjax.models.linear import Linear, dropout
+from lmjax.models.mlp import MLP
+from lmjax.models.norms import RMSNorm
+from lmjax.models.stack import make_stack, run_stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a model needs beyond its config section: facts of data and machine.
+
+    Attributes:
+      vocab_size: rows of the embedding, padding included.
+      unpredictable: ids that are never predicted.
+      causal: whether a position sees only those before it.
+      attend: implementation of attention.
+      scan: whether layers run as one scanned layer.
+      remat: what the backward pass computes again.
+      dtype: dtype of matrix products and activations.
+    """
+
+    vocab_size: int
+    unpredictable: tuple[int, ...]
+    causal: bool
+    attend: AttentionFunction
+    scan: bool = False
+    remat: Remat = Remat.NONE
+    dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype("float32"))
+
+
+def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Attention:
+    """The attention of one layer."""
+    return Attention(
+        width=config.width,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads or config.num_heads,
+        causal=setting.causal,
+        attend=setting.attend,
+        rope_theta=config.rope_theta,
+        qk_norm=config.qk_norm,
+        norm_epsilon=config.norm_epsilon,
+        use_bias=config.bias,
+        output_scale=(2 * config.num_layers) ** -0.5,
+        dtype=setting.dtype,
+        rngs=rngs,
+    )
+
+
+def make_mlp(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> MLP:
+    """The feed-forward block of one layer."""
+    return MLP(
+        config.mlp,
+        width=config.width,
+        mlp_width=config.mlp_width,
+        use_bias=config.bias,
+        output_scale=(2 * config.num_layers) ** -0.5,
+        dtype=setting.dtype,
+        rngs=rngs,
+    )
+
+
+class Vocabulary(nnx.Module):
+    """Embedding and output head, tied or not; the head of an untied one starts at zero.
+
+    With a zero head the first loss is ln(number of predictable ids) exactly.
+    """
+
+    def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
+        shape = (setting.vocab_size, config.width)
+        table = jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.table = nnx.Param(table * config.width**-0.5, names=("vocab", "embed"))
+        zeros = jnp.zeros(shape, jnp.float32)
+        untied = nnx.Param(zeros, names=("vocab", "embed"))
+        self.head = None if config.tied_embeddings else untied
+        self.unpredictable = setting.unpredictable
+        self.dtype = setting.dtype
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [...] to vectors [..., D]."""
+        return self.table[...].astype(self.dtype)[tokens]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits; -inf on ids that are never predicted."""
+        head = (self.table if self.head is None else self.head)[...]
+        logits = jax.lax.dot_general(
+            hidden.astype(self.dtype),
+            head.astype(self.dtype),
+            (((hidden.ndim - 1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        never_V = jnp.zeros(head.shape[0], bool).at[jnp.array(self.unpredictable)].set(
+            True
+        )
+        return jnp.where(never_V, -jnp.inf, logits)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.width, epsilon=config.norm_epsilon)
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = make_attention(config, setting, rngs)
+        self.mlp = make_mlp(config, setting, rngs)
+        self.dropout_rate = config.dropout
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        *,
+        lengths_B: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        y_BLD = self.attention(self.attention_norm(x_BLD), lengths_B=lengths_B)
+        x_BLD = x_BLD + dropout(y_BLD, self.dropout_rate, keys[0])
+        y_BLD = self.mlp(self.mlp_norm(x_BLD))
+        return x_BLD + dropout(y_BLD, self.dropout_rate, keys[1])
+
+    def extend(
+        self, x_BLD: jax.Array, positions_BL: jax.Array, cache: KeyValueCache
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """One layer of `Transformer.extend`; the cache without its layer dimension."""
+        y_BLD, keys, values = self.attention.extend(
+            self.attention_norm(x_BLD), positions_BL, *cache
+        )
+        x_BLD = x_BLD + y_BLD
+        x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        return x_BLD, KeyValueCache(keys, values)
+
+
+class Transformer(nnx.Module):
+    """Token ids [B, L] to hidden states [B, L, D]; see `core.types.LanguageModel`."""
+
+    def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
+        self.vocabulary = Vocabulary(config, setting, rngs)
+        self.blocks = make_stack(
+            lambda rngs: Block(config, setting, rngs), config.num_layers, rngs
+        )
+        self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.config, self.setting = config, setting
+
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        *,
+        lengths_B: jax.Array | None = None,
+        sigma_B: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        del sigma_B  # only a DiT is conditioned on the noise level
+        x_BLD, keys = embed_with_dropout(
+            self.vocabulary, tokens_BL, self.config, dropout_key
+        )
+        x_BLD, _ = run_stack(
+            self.blocks,
+            lambda block, x, key: (
+                block(x, lengths_B=lengths_B, dropout_key=key),
+                None,
+            ),
+            x_BLD,
+            keys,
+            scan=self.setting.scan,
+            remat=self.setting.remat,
+        )
+        return self.final_norm(x_BLD)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """See `Vocabulary.logits`."""
+        return self.vocabulary.logits(hidden)
+
+    def empty_cache(self, batch_size: int, length: int) -> KeyValueCache:
+        """A cache for `length` positions of `batch_size` rows."""
+        config = self.config
+        num_kv_heads = config.num_kv_heads or config.num_heads
+        head_width = config.width // config.num_heads
+        shape = (config.num_layers, batch_size, length, num_kv_heads, head_width)
+        zeros = jnp.zeros(shape, self.setting.dtype)
+        return KeyValueCache(zeros, zeros)
+
+    def extend(
+        self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: KeyValueCache
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Hidden states [B, L, D] of new tokens, and the cache with them in it.
+
+        Only for causal models. `positions_BL` places each token; a row's earlier
+        positions must be in the cache already.
+        """
+        return run_stack(
+            self.blocks,
+            lambda block, x, layer_cache: block.extend(x, positions_BL, layer_cache),
+            self.vocabulary.embed(tokens_BL),
+            cache,
+            scan=self.setting.scan,
+            remat=Remat.NONE,
+        )
+
+    def finish(self, x_BLD: jax.Array) -> jax.Array:
+        """The final norm, for hidden states that come from `extend`."""
+        return self.final_norm(x_BLD)
+
+
+def embed_with_dropout(
+    vocabulary: Vocabulary,
+    tokens_BL: jax.Array,
+    config: ModelConfig,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Embedded tokens, and one dropout key per layer where a key is given."""
+    x_BLD = vocabulary.embed(tokens_BL)
+    if dropout_key is None or config.dropout == 0.0:
+        return x_BLD, None
+    embedding_key, layers_key = jax.random.split(dropout_key)
+    x_BLD = dropout(x_BLD, config.dropout, embedding_key)
+    return x_BLD, jax.random.split(layers_key, config.num_layers)

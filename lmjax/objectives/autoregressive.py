@@ -1,0 +1,66 @@
+"""Next-token prediction."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.core.types import LanguageModel
+from lmjax.data.batch import Batch
+from lmjax.objectives.base import Loss
+from lmjax.objectives.cross_entropy import token_nll
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoregressive:
+    """-sum_i log p(x_i | x_<i), with BOS before every window.
+
+    So each of a window's L tokens is predicted once, just as in masked diffusion, and
+    the two objectives' figures count the same tokens.
+
+    Attributes:
+      bos_id: the first input of every window.
+      chunk_tokens: tokens whose logits exist at once.
+    """
+
+    bos_id: int
+    chunk_tokens: int
+    causal: bool = True
+    kind: str = "exact"
+    estimator: str = "chain rule"
+
+    def draw(self, batch: Batch, key: jax.Array) -> None:
+        """Nothing is random but dropout."""
+
+    def draw_evaluation(
+        self, batch: Batch, key: jax.Array, position_B: jax.Array
+    ) -> None:
+        """Nothing is random."""
+
+    def nll_B(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        inputs_BL = jnp.roll(batch.tokens, 1, axis=1).at[:, 0].set(self.bos_id)
+        hidden_BLD = model(inputs_BL, dropout_key=dropout_key)
+        nll_BL = token_nll(
+            model,
+            hidden_BLD,
+            batch.tokens,
+            batch.weights > 0,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return jnp.sum(nll_BL * batch.weights, axis=1)
+
+    def loss(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: None,
+        dropout_key: jax.Array | None,
+    ) -> Loss:
+        nll_B = self.nll_B(model, batch, draws, dropout_key)
+        return Loss(jnp.sum(nll_B), jnp.sum(batch.weights), {})

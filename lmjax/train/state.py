@@ -1,0 +1,91 @@
+"""Everything a step reads and writes, and its sharded beginning."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lmjax.core.types import PyTree
+from lmjax.parallel import rules
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The whole state of a run on the device.
+
+    Attributes:
+      step: int32, optimizer steps done.
+      params: parameters, float32.
+      opt_state: state of the optax optimizer.
+      ema: moving average of the parameters; an empty dict when it is off.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree
+
+    @property
+    def evaluation_params(self) -> PyTree:
+        """What evaluation and generation use: the average where there is one."""
+        return self.ema or self.params
+
+
+@dataclasses.dataclass(frozen=True)
+class StateMaker:
+    """Makes the initial state directly in its shardings.
+
+    Attributes:
+      init: fresh parameters from a key.
+      names: logical dimension names of each parameter.
+      optimizer: the optax optimizer.
+      use_ema: whether the state carries an average.
+      mesh: where the arrays live.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    names: PyTree
+    optimizer: optax.GradientTransformation
+    use_ema: bool
+    mesh: Mesh
+
+    def _fresh(self, key: jax.Array) -> TrainState:
+        params = self.init(key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if self.use_ema else {},
+        )
+
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; allocates nothing.
+
+        Shardings are derived from the arrays themselves, the optimizer's moments from
+        the parameters they belong to.
+        """
+        shapes = jax.eval_shape(self._fresh, jax.random.key(0))
+        params = rules.param_shardings(shapes.params, self.names, self.mesh)
+        shardings = TrainState(
+            step=rules.replicated(self.mesh),
+            params=params,
+            opt_state=rules.optimizer_shardings(
+                self.optimizer, shapes.opt_state, params, self.mesh
+            ),
+            ema=params if self.use_ema else {},
+        )
+        return jax.tree.map(_with_sharding, shapes, shardings)
+
+    def make(self, key: jax.Array) -> TrainState:
+        """The initial state."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract())
+        return jax.jit(self._fresh, out_shardings=shardings)(key)
+
+
+def _with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

@@ -1,0 +1,123 @@
+"""The one training step, whatever the objective."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lmjax.core import rng
+from lmjax.core.types import LanguageModel, PyTree
+from lmjax.data.batch import Batch
+from lmjax.objectives.base import Loss, Objective
+from lmjax.optim.ema import update_ema
+from lmjax.parallel import rules
+from lmjax.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """(state, global batch) -> (state, metrics): pure, and a function of the step.
+
+    Attributes:
+      bind: parameters -> model.
+      objective: what is minimised.
+      optimizer: optax optimizer, clipping included.
+      schedule: learning rate by step, for the log.
+      ema_decay: decay of the moving average; 0 is off.
+      num_microbatches: forward passes the batch is cut into; must divide it.
+      use_dropout: whether the model gets a dropout key.
+      seed: seed of the run.
+    """
+
+    bind: Callable[[PyTree], LanguageModel]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema_decay: float
+    num_microbatches: int
+    use_dropout: bool
+    seed: int
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        draws = self.objective.draw(batch, rng.stream(self.seed, "train", state.step))
+        dropout_key = None
+        if self.use_dropout:
+            dropout_key = rng.stream(self.seed, "dropout", state.step)
+        loss, gradients = self._accumulate(state.params, batch, draws, dropout_key)
+        weight = jnp.maximum(loss.weight, 1.0)
+        gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
+        updates, opt_state = self.optimizer.update(
+            gradients, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if self.ema_decay:
+            ema = update_ema(ema, params, state.step, self.ema_decay)
+        metrics = {
+            "loss_sum": loss.total,
+            "weight": loss.weight,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+            **{f"{name}_sum": value for name, value in loss.metrics.items()},
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    def compile(self, state: TrainState, batch: Batch, mesh: Mesh) -> Any:
+        """The executable for states and batches of these shapes and shardings.
+
+        The state is donated, and returns in the shardings it came in.
+        """
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=rules.batch_sharding(mesh)
+            ),
+            batch,
+        )
+        step = jax.jit(
+            self.__call__, donate_argnums=0, out_shardings=(state_shardings, None)
+        )
+        return step.lower(state, batch).compile()
+
+    def _accumulate(
+        self, params: PyTree, batch: Batch, draws: Any, dropout_key: jax.Array | None
+    ) -> tuple[Loss, PyTree]:
+        """Loss sums and gradients of the summed loss, over all microbatches."""
+
+        def total(
+            params: PyTree, batch: Batch, draws: Any, key: jax.Array | None
+        ) -> tuple[jax.Array, Loss]:
+            loss = self.objective.loss(self.bind(params), batch, draws, key)
+            return loss.total, loss
+
+        gradient = jax.grad(total, has_aux=True)
+        count = self.num_microbatches
+        if count == 1:
+            gradients, loss = gradient(params, batch, draws, dropout_key)
+            return loss, gradients
+        keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+        microbatches = jax.tree.map(lambda leaf: _cut(leaf, count), (batch, draws))
+
+        def add(carry: tuple[Loss, PyTree], inputs: Any) -> tuple[Any, None]:
+            (batch, draws), key = inputs
+            gradients, loss = gradient(params, batch, draws, key)
+            return jax.tree.map(jnp.add, carry, (loss, gradients)), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], (microbatches, keys))
+        gradients, loss = jax.eval_shape(gradient, params, *first[0], first[1])
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, gradients)
+        )
+        return jax.lax.scan(add, zeros, (microbatches, keys))[0]
+
+
+def _cut(leaf: jax.Array, count: int) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...]; every microbatch has rows of each device."""
+    shape = (leaf.shape[0] // count, count, *leaf.shape[1:])
+    return jnp.swapaxes(leaf.reshape(shape), 0, 1)
