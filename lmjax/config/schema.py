@@ -10,6 +10,8 @@ holds 0, an empty string or an enum member: config flags can't be set to None.
 import dataclasses
 import enum
 
+SAMPLE_CORPUS = "sample"  # in data.train: the built-in corpus, rather than a file
+
 
 class MLPKind(enum.Enum):
     """Feed-forward block of a transformer layer."""
@@ -76,7 +78,8 @@ class TokenizerConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    train: tuple[str, ...] = ()  # files, folders or globs; empty: see default_folder
+    train: tuple[str, ...] = ()  # files, folders or globs, or SAMPLE_CORPUS; empty:
+    # see default_folder
     valid: tuple[str, ...] = ()  # the same; empty holds out documents of train
     default_folder: str = "data/babylm"  # read when train is empty; if it is missing
     # too, the run falls back to the built-in sample corpus

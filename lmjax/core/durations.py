@@ -6,7 +6,9 @@ import re
 
 UNITS = ("steps", "epochs", "tokens", "words", "%")
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-_PATTERN = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([KMB]?)\s*([a-z]+|%)\s*", re.I)
+_PATTERN = re.compile(
+    r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([KMB]?)\s*([a-z]+|%)\s*", re.I
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Duration:
     unit: str
 
     def __str__(self) -> str:
-        number = f"{self.amount:,.10g}"
+        number = f"{self.amount:,.15g}"
         return f"{number}%" if self.unit == "%" else f"{number} {self.unit}"
 
 

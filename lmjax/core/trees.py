@@ -39,7 +39,9 @@ def count(tree: Any, pattern: str = "") -> int:
     compiled = re.compile(pattern)
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return sum(
-        math.prod(leaf.shape) for path, leaf in leaves if compiled.search(path_name(path))
+        math.prod(leaf.shape)
+        for path, leaf in leaves
+        if compiled.search(path_name(path))
     )
 
 

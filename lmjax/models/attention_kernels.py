@@ -16,6 +16,7 @@ from lmjax.config.schema import AttentionKind
 from lmjax.core.errors import ConfigError
 
 CHUNK = 128  # queries per block of the chunked causal attention
+SPLASH_BLOCK = 128  # lengths the TPU kernel takes are multiples of this
 
 
 class AttentionFunction(Protocol):
@@ -106,10 +107,17 @@ def splash_attention(
     causal: bool,
     lengths_B: jax.Array | None = None,
 ) -> jax.Array:
-    """The TPU kernel of jax.experimental.pallas (block-sparse flash attention)."""
+    """The TPU kernel of jax.experimental.pallas (block-sparse flash attention).
+
+    Lengths that its blocks do not divide, as short evaluation rows have, take XLA.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, num_heads, head_width = q_BLNH.shape[1:]
+    if length % SPLASH_BLOCK:
+        return library_attention(
+            q_BLNH, k_BSKH, v_BSKH, causal=causal, lengths_B=lengths_B
+        )
     shape = (length, k_BSKH.shape[1])
     head_mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     mask = splash.MultiHeadMask([head_mask] * num_heads)
@@ -182,7 +190,7 @@ def _obstacles(
     obstacles = {}
     if device.platform != "tpu":
         obstacles[AttentionKind.SPLASH] = "it needs a TPU"
-    elif length % 128:
+    elif length % SPLASH_BLOCK:
         obstacles[AttentionKind.SPLASH] = "it needs a length that 128 divides"
     if device.platform != "gpu":
         obstacles[AttentionKind.CUDNN] = "it needs an NVIDIA GPU"

@@ -54,9 +54,7 @@ class NoiseEmbedding(nnx.Module):
 class Modulation(nnx.Module):
     """Condition [B, E] -> `parts` vectors [B, 1, D]; zero at the start."""
 
-    def __init__(
-        self, parts: int, *, width: int, condition_width: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, parts: int, *, width: int, condition_width: int, rngs: nnx.Rngs):
         self.linear = Linear(
             (condition_width,),
             (parts, width),

@@ -10,7 +10,7 @@ from lmjax.config.schema import ModelConfig, Remat
 from lmjax.core.types import KeyValueCache
 from lmjax.models.attention import Attention
 from lmjax.models.attention_kernels import AttentionFunction
-from lmjax.models.linear import Linear, dropout
+from lmjax.models.linear import dropout
 from lmjax.models.mlp import MLP
 from lmjax.models.norms import RMSNorm
 from lmjax.models.stack import make_stack, run_stack
@@ -99,8 +99,8 @@ class Vocabulary(nnx.Module):
             (((hidden.ndim - 1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        never_V = jnp.zeros(head.shape[0], bool).at[jnp.array(self.unpredictable)].set(
-            True
+        never_V = (
+            jnp.zeros(head.shape[0], bool).at[jnp.array(self.unpredictable)].set(True)
         )
         return jnp.where(never_V, -jnp.inf, logits)
 

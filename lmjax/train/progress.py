@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import numpy as np
-
 
 @dataclasses.dataclass
 class Progress:
@@ -29,24 +27,30 @@ class Progress:
     seconds: float = 0.0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def add(self, tokens: int, words: int, metrics: dict[str, Any]) -> None:
-        """Counts one finished step."""
+    def add(self, metrics: dict[str, float]) -> None:
+        """Counts one finished step by its figures; those named "..._sum" are summed."""
         self.step += 1
-        self.tokens += tokens
-        self.words += words
+        self.tokens += round(metrics["weight"])
+        self.words += round(metrics["words"])
         for name, value in metrics.items():
-            if name.endswith("_sum") or name == "weight":
-                self.sums[name] = self.sums.get(name, 0.0) + float(np.asarray(value))
+            if name.endswith("_sum") or name in ("weight", "bytes"):
+                self.sums[name] = self.sums.get(name, 0.0) + value
 
     def take_means(self) -> dict[str, float]:
-        """Means per counted token since the last call; loss in nats, and perplexity."""
-        weight = max(self.sums.pop("weight", 0.0), 1.0)
+        """Means per counted token since the last call.
+
+        The loss is in nats; perplexity and bits per byte follow from it.
+        """
+        weight = max(self.sums.pop("weight"), 1.0)
+        num_bytes = max(self.sums.pop("bytes"), 1.0)
+        nats = self.sums["loss_sum"]
         means = {
             name.removesuffix("_sum"): total / weight
             for name, total in self.sums.items()
         }
         self.sums = {}
         means["perplexity"] = math.exp(min(means["loss"], 700.0))
+        means["bits_per_byte"] = nats / math.log(2) / num_bytes
         return means
 
     def to_json(self) -> dict[str, Any]:

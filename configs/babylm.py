@@ -1,0 +1,20 @@
+"""BabyLM from raw text: masked diffusion, or its autoregressive twin.
+
+Source: the BabyLM challenge (10M or 100M words, at most 10 epochs) and the guide of
+EDLM-BabyLM, whose three sizes these are. The text is looked for in data/babylm.
+
+    python -m lmjax.main --config configs/babylm.py            masked diffusion, small
+    python -m lmjax.main --config configs/babylm.py:ar,tiny    autoregressive, tiny
+    python -m lmjax.main --config configs/babylm.py:sample     no text needed, on a CPU
+
+Variants, in any order: diffusion or ar; nano, tiny, small or medium; sample, which is
+nano on the built-in corpus. What they set is in lmjax/config/presets.py.
+"""
+
+from lmjax.config import presets
+from lmjax.config.schema import Config
+
+
+def get_config(variants: str = "") -> Config:
+    """The config of comma-separated variants."""
+    return presets.babylm(variants.split(","))

@@ -1,0 +1,143 @@
+"""Named sizes and recipes: functions that return sections, and whole configs."""
+
+from collections.abc import Callable, Sequence
+
+from lmjax.config.fields import nearest
+from lmjax.config.schema import (
+    SAMPLE_CORPUS,
+    AutoregressiveConfig,
+    Config,
+    MaskedDiffusionConfig,
+    MLPKind,
+    ModelConfig,
+)
+from lmjax.core.errors import ConfigError
+
+OBJECTIVES = {"diffusion": MaskedDiffusionConfig, "ar": AutoregressiveConfig}
+DEFAULT_OBJECTIVE = "diffusion"
+DEFAULT_SIZE = "small"
+SAMPLE = "sample"  # the variant that trains on the built-in corpus
+SAMPLE_SIZE = "nano"  # of the sample variant, unless a size is named
+
+
+def nano() -> ModelConfig:
+    """A model that a CPU trains in minutes."""
+    return ModelConfig(
+        num_layers=4,
+        width=128,
+        num_heads=4,
+        mlp=MLPKind.SWIGLU,
+        mlp_width=384,
+        max_length=128,
+        dropout=0.0,
+    )
+
+
+def tiny() -> ModelConfig:
+    """8 layers of 512: 45M parameters with 16,384 ids."""
+    return _guide_size(num_layers=8, width=512, num_heads=8)
+
+
+def small() -> ModelConfig:
+    """12 layers of 768: 118M parameters with 16,384 ids."""
+    return _guide_size(num_layers=12, width=768, num_heads=12)
+
+
+def medium() -> ModelConfig:
+    """24 layers of 1024: 355M parameters with 16,384 ids."""
+    return _guide_size(num_layers=24, width=1024, num_heads=16)
+
+
+SIZES: dict[str, Callable[[], ModelConfig]] = {
+    "nano": nano,
+    "tiny": tiny,
+    "small": small,
+    "medium": medium,
+}
+
+
+def babylm(variants: Sequence[str] = ()) -> Config:
+    """The BabyLM recipe: masked diffusion of size small, unless variants say otherwise.
+
+    Args:
+      variants: names in any order, at most one of `OBJECTIVES` and one of `SIZES`,
+        and "sample" for the built-in corpus; blanks are left out.
+
+    Raises:
+      ConfigError: on an unknown variant, and on two that exclude each other.
+    """
+    names = list(dict.fromkeys(name.strip().lower() for name in variants))
+    names = [name for name in names if name]
+    _reject_unknown(names)
+    sample = SAMPLE in names
+    default_size = SAMPLE_SIZE if sample else DEFAULT_SIZE
+    objective = _choose("objectives", names, OBJECTIVES, DEFAULT_OBJECTIVE)
+    size = _choose("sizes", names, SIZES, default_size)
+    config = Config(model=SIZES[size](), objective=OBJECTIVES[objective]())
+    if size == "nano":
+        _train_nano(config)
+    if sample:
+        _use_sample_corpus(config)
+    return config
+
+
+def _guide_size(num_layers: int, width: int, num_heads: int) -> ModelConfig:
+    """A model of the guide: GELU four times as wide, all else as in the schema."""
+    return ModelConfig(
+        num_layers=num_layers, width=width, num_heads=num_heads, mlp_width=4 * width
+    )
+
+
+def _train_nano(config: Config) -> None:
+    """Data and training that go with the size nano."""
+    config.tokenizer.vocab_size = 4096
+    config.data.sequence_length = 128
+    config.optim.learning_rate = 2e-3
+    config.optim.min_learning_rate = 2e-5
+    config.train.budget = "10 epochs"
+    config.train.batch_size = 32
+    config.generate.max_new_tokens = 64
+    config.generate.steps = 64
+
+
+def _use_sample_corpus(config: Config) -> None:
+    """The built-in corpus, and a run as short as its few rules need."""
+    config.data.train = (SAMPLE_CORPUS,)
+    config.tokenizer.vocab_size = 512
+    config.data.sequence_length = 64
+    config.train.batch_size = 32
+    config.train.budget = "1000 steps"
+    config.log.every = "20 steps"
+    config.evaluate.every = "250 steps"
+    config.generate.every = "500 steps"
+    config.generate.max_new_tokens = 48
+
+
+def _reject_unknown(names: Sequence[str]) -> None:
+    known = [*OBJECTIVES, *SIZES, SAMPLE]
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return
+    guesses = {name: nearest(name, known) for name in unknown}
+    meant = [f"{guess} for {name}" for name, guess in guesses.items() if guess]
+    raise ConfigError(
+        f"no such variant: {', '.join(unknown)}",
+        where="the part of --config after the colon",
+        remedy=f"did you mean {', '.join(meant)}? "
+        * bool(meant)
+        + f"objectives: {', '.join(OBJECTIVES)}; sizes: {', '.join(SIZES)}; "
+        f"corpus: {SAMPLE}",
+    )
+
+
+def _choose(
+    what: str, names: Sequence[str], known: Sequence[str] | dict, default: str
+) -> str:
+    chosen = [name for name in names if name in known]
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"two {what}: {', '.join(chosen)}",
+            where="the part of --config after the colon",
+            remedy=f"name one of {', '.join(known)}",
+        )
+    return chosen[0] if chosen else default

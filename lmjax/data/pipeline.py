@@ -1,0 +1,198 @@
+"""Prepared windows -> batches, as a pure function of (seed, step)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+
+from lmjax.core.errors import UserError
+from lmjax.data.batch import Batch
+from lmjax.data.manifest import Prepared
+
+# Up to this size the windows of a split are held in memory, which is many times as
+# fast as reading each from its shard.
+MAX_BYTES_IN_MEMORY = 512 * 1024 * 1024
+
+
+class Windows:
+    """The windows of one split, by source and then as in the text; random access.
+
+    Attributes:
+      per_source: int64 [sources with windows], how many each has.
+      in_memory: whether they are held in memory rather than read when asked for.
+    """
+
+    def __init__(self, prepared: Prepared, split: str):
+        """Raises UserError if the shards do not hold what the manifest says."""
+        records = [r for r in prepared.split(split).records if r.shards]
+        self.per_source = np.array([r.counts.windows for r in records], np.int64)
+        self._ends = np.cumsum(self.per_source)
+        ids = [prepared.sources.index(r.source) for r in records]
+        self._source_ids = np.array(ids, np.int32)
+        self._layout = prepared.layout
+        self._pad = prepared.tokenizer.special.pad
+        self._folder = prepared.folder
+        files = [str(self._folder / s.file) for r in records for s in r.shards]
+        self.in_memory = len(self) * self._layout.size <= MAX_BYTES_IN_MEMORY
+        read = self._read_all if self.in_memory else grain.sources.ArrayRecordDataSource
+        try:
+            self._records = read(files)
+            if len(self._records) != len(self):
+                raise RuntimeError(f"{len(self._records)} windows, not {len(self)}")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def __len__(self) -> int:
+        return int(self.per_source.sum())
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Reads windows; the index -1 stands for a row of padding, of weight 0."""
+        indices = np.asarray(indices, np.int64)
+        absent = indices < 0
+        present = np.where(absent, 0, indices)
+        if self.in_memory:
+            raw = self._records[present]
+        else:
+            try:
+                raw = self._to_array(self._records[i] for i in present)
+            except RuntimeError as error:
+                raise self._damaged(error) from error
+        tokens, words, num_bytes = self._layout.from_bytes(raw)
+        source = self._source_ids[np.searchsorted(self._ends, present, side="right")]
+        if absent.any():
+            tokens[absent] = self._pad
+            words[absent] = num_bytes[absent] = source[absent] = 0
+        return Batch(
+            tokens=tokens,
+            weights=(tokens != self._pad).astype(np.float32),
+            words=words,
+            bytes=num_bytes,
+            source=source,
+        )
+
+    def _read_all(self, files: Sequence[str]) -> np.ndarray:
+        records = np.empty((len(self), self._layout.size), np.uint8)
+        filled = 0
+        for file in files:
+            reader = array_record_module.ArrayRecordReader(file)
+            shard = self._to_array(reader.read_all())
+            reader.close()
+            records[filled : filled + len(shard)] = shard
+            filled += len(shard)
+        return records[:filled]
+
+    def _to_array(self, records: Iterable[bytes]) -> np.ndarray:
+        return np.frombuffer(b"".join(records), np.uint8).reshape(-1, self._layout.size)
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"The prepared corpus is damaged: {error}",
+            where=str(self._folder),
+            remedy="delete this folder; the next start prepares the corpus again.",
+        )
+
+
+def train_batches(
+    prepared: Prepared,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields the batches of training from `start_step` on, without end.
+
+    Batch s is a pure function of (seed, s): windows are drawn without replacement
+    within an epoch, and in a new order in each. All of its state is the number s.
+
+    Args:
+      batch_size: windows per step, over all processes.
+      process_index: this process yields the rows it has in the global batch: the
+        rows of all processes, in order, are the same for any `process_count`.
+    """
+    windows = Windows(prepared, "train")
+    rows = _rows(batch_size, process_index, process_count)
+
+    def read(indices: np.ndarray) -> Batch:
+        return windows.batch(indices[rows])
+
+    # Threads read ahead; over memory more than one only fight for the interpreter.
+    threads = 1 if windows.in_memory else 4
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    # Grain shuffles, repeats and batches the indices of windows; a whole batch is
+    # then read and decoded at once, much faster than window by window.
+    dataset = (
+        grain.MapDataset.range(len(windows))
+        .seed(seed % 2**32)
+        .shuffle()
+        .repeat(None)
+        .batch(batch_size, batch_fn=np.asarray)
+        .map(read)
+        .to_iter_dataset(options)
+    )
+    iterator = iter(dataset)
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def eval_batches(
+    prepared: Prepared,
+    *,
+    batch_size: int,
+    split: str = "valid",
+    num_batches: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields windows in a fixed order, the last batch filled up with weight 0.
+
+    Args:
+      batch_size: windows per batch, over all processes.
+      num_batches: 0 reads every window once; otherwise at most so many batches, of
+        windows that are spread evenly and stand for each source by its size.
+    """
+    windows = Windows(prepared, split)
+    rows = _rows(batch_size, process_index, process_count)
+    chosen = np.arange(len(windows))
+    if 0 < num_batches * batch_size < len(windows):
+        chosen = _spread(windows.per_source, num_batches * batch_size)
+    chosen = np.pad(chosen, (0, -len(chosen) % batch_size), constant_values=-1)
+    for indices in chosen.reshape(-1, batch_size):
+        yield windows.batch(indices[rows])
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is no multiple of the {process_count} processes"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _spread(per_source: np.ndarray, total: int) -> np.ndarray:
+    """Chooses windows evenly: each source in proportion, and at least once if it can.
+
+    Args:
+      per_source: int [S], windows of each source.
+      total: windows to choose; fewer than there are.
+    """
+    share = total * per_source / per_source.sum()
+    counts = np.minimum(
+        np.maximum(share.astype(int), total >= len(per_source)), per_source
+    )
+    while counts.sum() != total:
+        # Towards the exact share, from the source that is furthest from it.
+        step = np.sign(total - counts.sum())
+        room = counts < per_source if step > 0 else counts > 1
+        gap = np.where(room, step * (share - counts), -np.inf)
+        counts[np.argmax(gap)] += step
+    starts = np.cumsum(per_source) - per_source
+    return np.concatenate(
+        [
+            start + (np.arange(count) * size) // max(count, 1)
+            for start, size, count in zip(starts, per_source, counts, strict=True)
+        ]
+    )

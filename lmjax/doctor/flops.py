@@ -1,0 +1,59 @@
+"""Floating-point operations: what a token costs, what the hardware could do."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.config.schema import ModelConfig
+
+# Dense bfloat16 peak of one device, FLOP/s, by a part of its device_kind.
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "V100": 125e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def flops_per_token(
+    config: ModelConfig, *, matmul_params: int, length: int, causal: bool
+) -> float:
+    """Training FLOPs per token: 6 per matmul parameter, and attention's products.
+
+    Attention does 2 * 2 * S * width per layer forward over S seen keys, three times
+    that with the backward pass; a causal model sees half of them on average.
+    """
+    seen = length / 2 if causal else length
+    return 6.0 * matmul_params + 12.0 * config.num_layers * config.width * seen
+
+
+def peak_flops(device: jax.Device) -> float:
+    """Peak FLOP/s of one device: from the table, measured on CPU, 0 if unknown."""
+    if device.platform == "cpu":
+        return _measured_matmul_flops()
+    for kind, flops in PEAK_FLOPS.items():
+        if kind in device.device_kind:
+            return flops
+    return 0.0
+
+
+def _measured_matmul_flops(size: int = 1024, repeats: int = 3) -> float:
+    """Best rate of a float32 matrix product on the default CPU device."""
+    matrix = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best

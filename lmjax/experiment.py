@@ -1,0 +1,319 @@
+"""Composition root: a Config becomes objects, and after this nobody reads its choices.
+
+`System` is what every mode needs: tokenizer, model, objective, mesh. `Run` is what
+training adds: the length of everything in steps, the optimizer, the compiled step.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from lmjax.config.schema import (
+    SAMPLE_CORPUS,
+    AutoregressiveConfig,
+    Config,
+    DataConfig,
+    GenerateConfig,
+    MaskedDiffusionConfig,
+    Precision,
+    ScheduleKind,
+)
+from lmjax.core import durations
+from lmjax.core.errors import ConfigError
+from lmjax.data import pipeline, readers, sample_corpus
+from lmjax.data.manifest import Prepared
+from lmjax.data.prepare import prepare
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.diffusion.process import MaskProcess
+from lmjax.diffusion.schedules import CosineSchedule, LinearSchedule, MaskSchedule
+from lmjax.models import stack
+from lmjax.models.attention_kernels import AttentionChoice, choose_attention
+from lmjax.models.build import Model, build_model, padded_vocab_size
+from lmjax.models.transformer import Setting
+from lmjax.objectives.autoregressive import Autoregressive
+from lmjax.objectives.base import Objective
+from lmjax.objectives.masked_diffusion import MaskedDiffusion
+from lmjax.optim.learning_rates import learning_rate
+from lmjax.optim.optimizers import build_optimizer
+from lmjax.parallel.mesh import build_mesh
+from lmjax.sampling.autoregressive import AutoregressiveSampler
+from lmjax.sampling.logits import TokenSampler
+from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
+from lmjax.sampling.prompts import Generator
+from lmjax.train.loop import Intervals
+from lmjax.train.state import StateMaker
+from lmjax.train.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A model with its objective on this machine's devices."""
+
+    tokenizer: Tokenizer
+    mesh: Mesh
+    dtype: jnp.dtype
+    attention: AttentionChoice
+    model: Model
+    objective: Objective
+    num_predictable: int  # ids a model can predict: ln of it is the first loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: its lengths in steps, its optimizer and its step."""
+
+    scale: durations.RunScale
+    intervals: Intervals
+    warmup_steps: int
+    num_microbatches: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    step: TrainStep
+    state_maker: StateMaker
+
+
+def prepare_corpus(config: Config) -> Prepared:
+    """The prepared corpus of a config: from the cache, or made now."""
+    paths = config.data.train
+    if paths == (SAMPLE_CORPUS,):
+        train_files: Sequence[pathlib.Path] = [_sample_file(config.data)]
+    else:
+        train_files = readers.find_files(paths, "train", "data.train")
+    valid_files: Sequence[pathlib.Path] = ()
+    if config.data.valid:
+        valid_files = readers.find_files(config.data.valid, "valid", "data.valid")
+    return prepare(
+        config.data,
+        config.tokenizer,
+        seed=config.seed,
+        train_files=train_files,
+        valid_files=valid_files,
+    )
+
+
+def build_system(
+    config: Config, tokenizer: Tokenizer, devices: Sequence[jax.Device] | None = None
+) -> System:
+    """Model and objective of a config; allocates nothing on the devices."""
+    mesh = build_mesh(config.parallel, devices)
+    device = mesh.devices.flat[0]
+    dtype = _compute_dtype(config.train.precision, device)
+    causal = isinstance(config.objective, AutoregressiveConfig)
+    attention = choose_attention(
+        config.model.attention,
+        device=device,
+        causal=causal,
+        head_width=config.model.width // config.model.num_heads,
+        length=config.data.sequence_length,
+        dtype=dtype,
+    )
+    rows = padded_vocab_size(tokenizer.vocab_size)
+    unpredictable = (*tokenizer.unpredictable, *range(tokenizer.vocab_size, rows))
+    setting = Setting(
+        vocab_size=rows,
+        unpredictable=unpredictable,
+        causal=causal,
+        attend=attention.function,
+        scan=stack.use_scan(
+            config.model.layers, config.model.num_layers, device.platform
+        ),
+        remat=config.train.remat,
+        dtype=dtype,
+    )
+    return System(
+        tokenizer=tokenizer,
+        mesh=mesh,
+        dtype=dtype,
+        attention=attention,
+        model=build_model(config.model, setting),
+        objective=_build_objective(config, tokenizer),
+        num_predictable=rows - len(set(unpredictable)),
+    )
+
+
+def build_run(config: Config, system: System, prepared: Prepared) -> Run:
+    """Lengths, optimizer and step of a training run."""
+    scale = run_scale(config, prepared)
+    total = scale.total_steps
+
+    def steps(duration: str) -> int:
+        return durations.to_steps(duration, scale)
+
+    warmup_steps = steps(config.optim.warmup)
+    if warmup_steps >= total:
+        logging.warning(
+            "the warm-up (%d steps) is as long as the run (%d): the learning rate "
+            "never reaches its peak; lower optim.warmup",
+            warmup_steps,
+            total,
+        )
+    schedule = learning_rate(
+        config.optim,
+        total_steps=total,
+        warmup_steps=warmup_steps,
+        decay_steps=max(1, steps(config.optim.decay)),
+    )
+    optimizer = build_optimizer(config.optim, schedule)
+    batch_size = config.train.batch_size
+    num_microbatches = batch_size // (config.train.microbatch_size or batch_size)
+    return Run(
+        scale=scale,
+        intervals=Intervals(
+            total=total,
+            log=max(1, steps(config.log.every)),
+            evaluate=steps(config.evaluate.every),
+            generate=steps(config.generate.every),
+            save=steps(config.checkpoint.every),
+        ),
+        warmup_steps=warmup_steps,
+        num_microbatches=num_microbatches,
+        schedule=schedule,
+        optimizer=optimizer,
+        step=TrainStep(
+            bind=system.model.bind,
+            objective=system.objective,
+            optimizer=optimizer,
+            schedule=schedule,
+            ema_decay=config.optim.ema_decay,
+            num_microbatches=num_microbatches,
+            use_dropout=config.model.dropout > 0,
+            seed=config.seed,
+        ),
+        state_maker=StateMaker(
+            init=system.model.init,
+            names=system.model.names,
+            optimizer=optimizer,
+            use_ema=config.optim.ema_decay > 0,
+            mesh=system.mesh,
+        ),
+    )
+
+
+def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
+    """What a step and an epoch of this corpus are worth, and the run's length."""
+    counts, batch_size = prepared.train.counts, config.train.batch_size
+    share = batch_size / counts.windows
+    scale = durations.RunScale(
+        steps_per_epoch=1 / share,
+        tokens_per_step=counts.tokens * share,
+        words_per_step=counts.words * share,
+    )
+    total = durations.to_steps(config.train.budget, scale)
+    return dataclasses.replace(scale, total_steps=total)
+
+
+def build_generator(
+    config: GenerateConfig, system: System, *, max_length: int
+) -> Generator:
+    """Writes texts with the sampler that goes with the objective."""
+    draw = TokenSampler(
+        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+    )
+    special, objective = system.tokenizer.special, system.objective
+    match objective:
+        case Autoregressive():
+            sampler = AutoregressiveSampler(
+                bind=system.model.bind,
+                bos_id=special.bos,
+                eos_id=special.eos,
+                draw=draw,
+            )
+        case MaskedDiffusion():
+            sampler = MaskedDiffusionSampler(
+                bind=system.model.bind,
+                process=objective.process,
+                steps=config.steps,
+                draw=draw,
+            )
+        case _:
+            raise TypeError(f"no sampler for {type(objective).__name__}")
+    return Generator(sampler, system.tokenizer, max_length=max_length)
+
+
+def train_batches(
+    config: Config, prepared: Prepared, start_step: int
+) -> "pipeline.Iterator[pipeline.Batch]":
+    """This host's training batches from `start_step` on."""
+    return pipeline.train_batches(
+        prepared,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(
+    config: Config, prepared: Prepared, num_batches: int
+) -> "pipeline.Iterator[pipeline.Batch]":
+    """This host's held-out batches; 0 means all."""
+    return pipeline.eval_batches(
+        prepared,
+        batch_size=config.evaluate.batch_size or config.train.batch_size,
+        num_batches=num_batches,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _sample_file(data: DataConfig) -> pathlib.Path:
+    """The built-in corpus as a file in the cache, written if it is not there."""
+    source = pathlib.Path(sample_corpus.__file__).read_bytes()
+    version = hashlib.sha256(source).hexdigest()[:12]
+    folder = pathlib.Path(data.cache_dir).expanduser() / "sample"
+    path = folder / f"sample-{data.sample_words}-{version}.train"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        sample_corpus.write_corpus(path, seed=0, num_words=data.sample_words)
+    return path
+
+
+def _build_objective(config: Config, tokenizer: Tokenizer) -> Objective:
+    chunk_tokens = config.train.loss_chunk_tokens
+    match config.objective:
+        case AutoregressiveConfig():
+            return Autoregressive(
+                bos_id=tokenizer.special.bos, chunk_tokens=chunk_tokens
+            )
+        case MaskedDiffusionConfig(schedule=kind):
+            process = MaskProcess(
+                mask_id=tokenizer.special.mask, schedule=_build_schedule(kind)
+            )
+            return MaskedDiffusion(process=process, chunk_tokens=chunk_tokens)
+        case other:
+            raise TypeError(f"no objective for {type(other).__name__}")
+
+
+def _build_schedule(kind: ScheduleKind) -> MaskSchedule:
+    match kind:
+        case ScheduleKind.LINEAR:
+            return LinearSchedule()
+        case ScheduleKind.COSINE:
+            return CosineSchedule()
+
+
+def _compute_dtype(precision: Precision, device: jax.Device) -> jnp.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    capable = device.platform == "tpu" or (
+        device.platform == "gpu"
+        and float(getattr(device, "compute_capability", 0)) >= 8.0
+    )
+    match precision:
+        case Precision.AUTO:
+            return jnp.dtype("bfloat16" if capable else "float32")
+        case Precision.BFLOAT16 if device.platform == "gpu" and not capable:
+            raise ConfigError(
+                f"{device.device_kind} does not multiply bfloat16",
+                where="train.precision=bfloat16",
+                remedy="--config.train.precision=auto, or float32",
+            )
+        case _:
+            return jnp.dtype(precision.value)

@@ -1,0 +1,183 @@
+"""The command line: flags to a checked Config, and one mode out.
+
+    python -m lmjax.main --config configs/babylm.py:ar,nano --config.seed=1
+    python -m lmjax.main --workdir runs/babylm-ar-nano --mode generate
+
+This is the only file with flags. It is kept short: everything it calls can be called
+from a notebook, see `lmjax.config.load.load_config`.
+"""
+
+import functools
+import logging as python_logging
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lmjax.config import checks
+from lmjax.config.load import (
+    check_arguments,
+    config_argument,
+    load_config,
+    normalize_arguments,
+)
+from lmjax.config.schema import Config
+from lmjax.core.errors import ConfigError, UserError
+
+DEFAULT_CONFIG = "configs/babylm.py"
+MODES = ("train", "prepare", "evaluate", "generate", "plan")
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Run folder: config, checkpoints, figures. Default: runs/ and the config's name. "
+    "A folder that holds a run is gone on with, or read by evaluate and generate; "
+    "then --config may be left out.",
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train: prepare, train, evaluate, sample (goes on where the run folder stands). "
+    "prepare: the corpus alone. evaluate: the newest checkpoint on held-out text. "
+    "generate: texts from the newest checkpoint. plan: what train would do.",
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "~/.cache/lmjax/compiled",
+    "Where compiled programs are kept for the next start; empty keeps none.",
+)
+
+
+def main() -> None:
+    """Runs the command line; ends with 1 or 2 and a message on a user's error."""
+    try:
+        argv = normalize_arguments(sys.argv)
+        source, config = _declare_config(argv)
+        check_arguments(argv, config)
+        app.run(functools.partial(_run, source), argv=argv)
+    except UserError as error:
+        print(f"lmjax: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("lmjax: stopped at once; the last checkpoint stands", file=sys.stderr)
+        sys.exit(130)
+
+
+def _declare_config(argv: Sequence[str]) -> tuple[str, Config]:
+    """Declares --config: a file, or the config of the run folder that is named.
+
+    Returns:
+      Where the config comes from, and the config before overrides.
+    """
+    source, folder = config_argument(argv), _argument(argv, "workdir")
+    saved = pathlib.Path(folder) / "config.json" if folder else None
+    if not source and saved and saved.exists():
+        config = load_config(str(saved))
+        config_flags.DEFINE_config_dataclass("config", config, "The run's config.")
+        return str(saved), config
+    mode = _argument(argv, "mode")
+    if not source and mode in ("evaluate", "generate"):
+        raise ConfigError(
+            f"--mode {mode} needs a trained run",
+            where=f"--workdir {folder}" if folder else "--workdir is not given",
+            remedy="name the folder of a run with --workdir",
+        )
+    source = source or DEFAULT_CONFIG
+    config = load_config(source)
+    if source.endswith(".json"):
+        config_flags.DEFINE_config_dataclass("config", config, "The config.")
+    else:
+        config_flags.DEFINE_config_file(
+            "config", source, "The config and its variants."
+        )
+    return source, config
+
+
+def _argument(argv: Sequence[str], name: str) -> str:
+    """Value of a plain flag, before flags are parsed; empty when it is not given."""
+    value = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in (f"--{name}", f"-{name}"):
+            value = following
+        elif word.startswith((f"--{name}=", f"-{name}=")):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def _run(source: str, argv: Sequence[str]) -> None:
+    """Resolves the config, checks it, and hands it to the mode."""
+    if len(argv) > 1:
+        raise ConfigError(
+            f"arguments that belong to no flag: {' '.join(argv[1:])}",
+            where="the command line",
+            remedy="flags start with --; a value with spaces needs quotes",
+        )
+    _set_up_logging()
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    source, config = _with_corpus(source, flags.FLAGS.config, overrides)
+    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", _run_name(source)))
+    # Imported late: a wrong flag should not wait for JAX.
+    import jax
+
+    from lmjax import modes
+
+    if _CACHE.value:
+        cache = pathlib.Path(_CACHE.value).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    checks.check(config, num_devices=jax.device_count())
+    run_mode = {
+        "train": modes.train,
+        "prepare": modes.prepare,
+        "evaluate": modes.evaluate,
+        "generate": modes.generate,
+        "plan": modes.plan_only,
+    }[_MODE.value]
+    run_mode(config, workdir)
+
+
+def _with_corpus(
+    source: str, config: Config, overrides: Mapping[str, Any]
+) -> tuple[str, Config]:
+    """Settles what is trained on: what is configured, the default folder, the sample."""
+    folder = pathlib.Path(config.data.default_folder)
+    if config.data.train:
+        return source, config
+    if folder.is_dir():
+        config.data.train = (str(folder),)
+        return source, config
+    file, _, variants = source.partition(":")
+    print(
+        f"""
+*** No corpus is configured and {folder}/ does not exist: training on the built-in
+*** sample, a small English grammar, to show that everything works. For a real run:
+***   1. put text files (BabyLM's *.train, or *.txt) into {folder}/, or
+***   2. name any file, folder or glob: --config.data.train=PATH
+""",
+        file=sys.stderr,
+    )
+    source = f"{file}:{variants},sample" if variants else f"{file}:sample"
+    return source, load_config(source, overrides)
+
+
+def _run_name(source: str) -> str:
+    """A config source such as "configs/babylm.py:ar,tiny" as "babylm-ar-tiny"."""
+    file, _, variants = source.partition(":")
+    names = [name.strip() for name in variants.split(",")]
+    return "-".join([pathlib.Path(file).stem, *filter(None, names)])
+
+
+def _set_up_logging() -> None:
+    """Our own log lines as plain lines; libraries speak from warnings on."""
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(python_logging.Formatter("%(message)s"))
+    logging.set_verbosity(logging.INFO)
+    python_logging.getLogger().setLevel(python_logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What each mode of the command line does, given a checked Config and a run folder."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from lmjax import experiment, plan, report
+from lmjax.config import serialize
+from lmjax.config.schema import Config
+from lmjax.core import rng
+from lmjax.data.batch import synthetic
+from lmjax.data.manifest import Prepared
+from lmjax.data.tokenizers import SentencePieceTokenizer
+from lmjax.doctor import flops, memory
+from lmjax.evaluate.likelihood import Scorer
+from lmjax.experiment import Run, System
+from lmjax.run_folder import RunFolder
+from lmjax.train import loop
+from lmjax.train.clock import Clock
+from lmjax.train.loggers import RunLogger
+from lmjax.train.progress import Progress
+from lmjax.train.state import TrainState
+from lmjax.train.stopping import StopSignal
+
+
+def prepare(config: Config, workdir: pathlib.Path) -> None:
+    """Prepares the corpus and says what it holds."""
+    del workdir
+    prepared = experiment.prepare_corpus(config)
+    print(f"prepared corpus: {prepared.folder}")
+    print(report.corpus_table(prepared))
+
+
+def plan_only(config: Config, workdir: pathlib.Path) -> None:
+    """Shows what a training run would do, compiled but not started."""
+    prepared = experiment.prepare_corpus(config)
+    system = experiment.build_system(config, prepared.tokenizer)
+    run = experiment.build_run(config, system, prepared)
+    abstract = run.state_maker.abstract()
+    compiled = _compile(config, system, run, abstract)
+    for line in _plan(config, system, run, prepared, compiled, start_step=0):
+        print(line)
+    print(f"run folder: {workdir} (nothing was written)")
+
+
+def train(config: Config, workdir: pathlib.Path) -> None:
+    """Prepares, trains, evaluates and samples; goes on where the run folder stands."""
+    with StopSignal() as stop:
+        prepared = experiment.prepare_corpus(config)
+        system = experiment.build_system(config, prepared.tokenizer)
+        run = experiment.build_run(config, system, prepared)
+        with RunFolder.open(workdir, config, system) as folder:
+            logger = RunLogger(
+                workdir,
+                config.log,
+                total_steps=run.intervals.total,
+                start_step=folder.start_step,
+                writes=jax.process_index() == 0,
+            )
+            try:
+                _train(config, folder, prepared, system, run, logger, stop)
+            finally:
+                logger.close()
+
+
+def evaluate(config: Config, workdir: pathlib.Path) -> None:
+    """Scores the newest (or chosen) checkpoint on the held-out text."""
+    prepared = experiment.prepare_corpus(config)
+    system = experiment.build_system(config, prepared.tokenizer)
+    run = experiment.build_run(config, system, prepared)
+    with RunFolder.open(workdir, config, system, read_only=True) as folder:
+        state, progress = folder.restore(run.state_maker.abstract())
+        scorer = Scorer(system.model.bind, system.objective, system.mesh)
+        summary = report.make(config, prepared, system, scorer, state, progress)
+        print(report.table(summary))
+        print(f"written: {report.write(summary, workdir)}")
+
+
+def generate(config: Config, workdir: pathlib.Path) -> None:
+    """Writes texts with the newest (or chosen) checkpoint; needs no corpus."""
+    with RunFolder.open(workdir, config, None, read_only=True) as folder:
+        tokenizer = SentencePieceTokenizer(folder.tokenizer_model())
+        system = experiment.build_system(config, tokenizer)
+        generator = experiment.build_generator(
+            config.generate, system, max_length=config.model.max_length
+        )
+        params = folder.restore_params(system)
+        samples = generator(
+            params,
+            rng.stream(config.seed, "generate"),
+            config.generate.prompts,
+            num_samples=config.generate.num_samples,
+            max_new_tokens=config.generate.max_new_tokens,
+        )
+    for sample in samples:
+        print(sample.text)
+        print("-" * 40)
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    prepared: Prepared,
+    system: System,
+    run: Run,
+    logger: RunLogger,
+    stop: StopSignal,
+) -> None:
+    """One start of a training run: from the last checkpoint to the end, or a signal."""
+    maker, start = run.state_maker, folder.start_step
+    abstract = maker.abstract()
+    compiled = _compile(config, system, run, abstract)
+    lines = _plan(config, system, run, prepared, compiled, start_step=start)
+    for line in (f"run folder  {folder.path}", *lines):
+        logger.line(line)
+    logger.text(start, "config", serialize.to_json(config))
+    logger.text(start, "plan", "\n".join(lines))
+    if start:
+        state, progress = folder.restore(abstract)
+    else:
+        state = maker.make(rng.stream(config.seed, "init"))
+        progress = Progress()
+    clock = Clock(
+        total_steps=run.intervals.total,
+        flops_per_token=plan.training_flops_per_token(config, system),
+        peak_flops=_peak(system),
+    )
+    began, seconds_before = time.perf_counter(), progress.seconds
+
+    def save(state: TrainState, progress: Progress) -> None:
+        progress.seconds = seconds_before + time.perf_counter() - began
+        folder.save(state, progress)
+
+    scorer = Scorer(system.model.bind, system.objective, system.mesh)
+    hooks = _hooks(config, prepared, system, scorer, logger, save)
+    state = loop.train(
+        state=state,
+        progress=progress,
+        step=compiled,
+        batches=experiment.train_batches(config, prepared, start),
+        mesh=system.mesh,
+        intervals=run.intervals,
+        hooks=hooks,
+        logger=logger,
+        clock=clock,
+        steps_per_epoch=run.scale.steps_per_epoch,
+        stop=stop,
+    )
+    save(state, progress)
+    folder.wait()
+    again = f"python -m lmjax.main --workdir {folder.path}"
+    if progress.step < run.intervals.total:
+        logger.line(
+            f"stopped by {stop.name} after step {progress.step:,}, which is saved; "
+            f"resume with: {again}"
+        )
+        return
+    if run.intervals.generate:
+        hooks.generate(state, progress.step)
+    summary = report.make(config, prepared, system, scorer, state, progress)
+    logger.metrics(progress.step, "final", report.scalars(summary))
+    for line in report.table(summary).splitlines():
+        logger.line(line)
+    logger.line(f"report: {report.write(summary, folder.path)}")
+    logger.line(
+        f'write with it: {again} --mode generate --config.generate.prompts="..."'
+    )
+
+
+def _hooks(
+    config: Config,
+    prepared: Prepared,
+    system: System,
+    scorer: Scorer,
+    logger: RunLogger,
+    save: Any,
+) -> loop.Hooks:
+    """Evaluation, sampling and saving at intervals."""
+    generator = experiment.build_generator(
+        config.generate, system, max_length=config.model.max_length
+    )
+
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+        batches = experiment.eval_batches(config, prepared, config.evaluate.batches)
+        total = scorer.evaluate(state.evaluation_params, batches, draws=1)[-1]
+        logger.line(
+            f"step {step:,} held-out: {total.kind} nll {total.nll_per_token:.4f} "
+            f"± {total.standard_error:.4f}, ppl {total.perplexity:.2f}, "
+            f"{total.bits_per('word'):.3f} bits per word"
+        )
+        return {
+            "nll_per_token": total.nll_per_token,
+            "standard_error": total.standard_error,
+            "perplexity": total.perplexity,
+            "bits_per_byte": total.bits_per("byte"),
+            "bits_per_word": total.bits_per("word"),
+        }
+
+    def generate(state: TrainState, step: int) -> None:
+        samples = generator(
+            state.evaluation_params,
+            rng.stream(config.seed, "generate", step),
+            config.generate.prompts,
+            num_samples=config.generate.num_samples,
+            max_new_tokens=config.generate.max_new_tokens,
+        )
+        logger.line(f"step {step:,} samples:")
+        for sample in samples:
+            logger.sample(step, sample.prompt, sample.text)
+        texts = "\n\n---\n\n".join(sample.text for sample in samples)
+        logger.text(step, "samples", texts)
+
+    return loop.Hooks(evaluate=evaluate, generate=generate, save=save)
+
+
+def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:
+    batch = synthetic(config.train.batch_size, config.data.sequence_length)
+    return run.step.compile(abstract, batch, system.mesh)
+
+
+def _peak(system: System) -> float:
+    """Peak FLOP/s of all devices together; fake CPU devices share one machine."""
+    device = system.mesh.devices.flat[0]
+    count = 1 if device.platform == "cpu" else system.mesh.size
+    return flops.peak_flops(device) * count
+
+
+def _plan(
+    config: Config,
+    system: System,
+    run: Run,
+    prepared: Prepared,
+    compiled: Any,
+    *,
+    start_step: int,
+) -> list[str]:
+    return plan.plan_lines(
+        config,
+        system,
+        run,
+        total_words=prepared.train.counts.words,
+        memory_bytes=memory.program_bytes(compiled),
+        peak_flops=_peak(system),
+        start_step=start_step,
+    )

@@ -1,0 +1,142 @@
+"""The start-up plan: what is about to run, before it runs."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+
+from lmjax.config.schema import Config, MaskedDiffusionConfig
+from lmjax.core import trees
+from lmjax.doctor.flops import flops_per_token
+from lmjax.doctor.memory import device_bytes, format_bytes
+from lmjax.experiment import Run, System
+
+
+def matmul_params(system: System) -> int:
+    """Parameters that multiply every token: all matrices but the embedding table."""
+    params = trees.count(system.model.shapes, r"(kernel|head)$")
+    if system.model.config.tied_embeddings:
+        params += trees.count(system.model.shapes, r"vocabulary/table$")
+    return params
+
+
+def training_flops_per_token(config: Config, system: System) -> float:
+    """FLOPs that training spends on a token."""
+    return flops_per_token(
+        config.model,
+        matmul_params=matmul_params(system),
+        length=config.data.sequence_length,
+        causal=system.objective.causal,
+    )
+
+
+def plan_lines(
+    config: Config,
+    system: System,
+    run: Run,
+    *,
+    total_words: int,
+    memory_bytes: int,
+    peak_flops: float,
+    start_step: int,
+) -> list[str]:
+    """The plan, a line per fact.
+
+    Args:
+      total_words: whitespace words of the training split.
+      memory_bytes: what the compiler reports for the step, per device.
+      peak_flops: of all devices together; 0 if unknown.
+      start_step: step the run goes on from.
+    """
+    model, total = config.model, run.intervals.total
+    devices = list(system.mesh.devices.flat)
+    params = trees.count(system.model.shapes)
+    embedding = trees.count(system.model.shapes, r"vocabulary/")
+    tokens = config.train.batch_size * config.data.sequence_length
+    epochs = total / run.scale.steps_per_epoch
+    kv_heads = model.num_kv_heads or model.num_heads
+    rows = [
+        ("devices", _devices(devices)),
+        ("mesh", ", ".join(f"{k} {v}" for k, v in system.mesh.shape.items())),
+        ("objective", f"{_objective(config)} ({system.objective.kind} likelihood)"),
+        (
+            "model",
+            f"{model.num_layers} layers, width {model.width}, {model.num_heads} heads"
+            f" ({kv_heads} kv), {'DiT' if model.time_conditioning else 'transformer'}, "
+            f"{'scanned' if system.model.setting.scan else 'unrolled'}, "
+            f"{system.dtype.name}",
+        ),
+        (
+            "attention",
+            f"{system.attention.kind.value} ({system.attention.reason})",
+        ),
+        (
+            "parameters",
+            f"{params:,} = {embedding:,} embeddings and head + "
+            f"{params - embedding:,} body",
+        ),
+        (
+            "tokens",
+            f"{tokens:,} per step = {config.train.batch_size} windows of "
+            f"{config.data.sequence_length}, in {run.num_microbatches} forward pass(es)",
+        ),
+        (
+            "length",
+            f"{total:,} steps = {epochs:,.2f} epochs = "
+            f"{round(total * run.scale.tokens_per_step):,} tokens = "
+            f"{round(total * run.scale.words_per_step):,} words "
+            f"(an epoch has {total_words:,})",
+        ),
+        (
+            "warm-up",
+            f"{run.warmup_steps:,} steps to {config.optim.learning_rate:g}, then "
+            f"{config.optim.schedule.value}",
+        ),
+        ("memory", _memory(memory_bytes, devices[0])),
+        (
+            "first log",
+            f"loss near ln({system.num_predictable}) = "
+            f"{math.log(system.num_predictable):.3f} at step 1; a line every "
+            f"{run.intervals.log:,} step(s)",
+        ),
+    ]
+    if start_step:
+        rows.append(("resumes", f"after step {start_step:,}"))
+    if peak_flops:
+        flops = training_flops_per_token(config, system) * tokens * (total - start_step)
+        rows.append(
+            (
+                "compute",
+                f"{flops:.2e} FLOPs; {_duration(flops / (0.4 * peak_flops))} at 40 % "
+                f"of a peak of {peak_flops / 1e12:.2f} TFLOP/s",
+            )
+        )
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
+
+
+def _devices(devices: Sequence[jax.Device]) -> str:
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+
+
+def _objective(config: Config) -> str:
+    if isinstance(config.objective, MaskedDiffusionConfig):
+        return f"masked diffusion, {config.objective.schedule.value} schedule"
+    return re.sub(r"Config$", "", type(config.objective).__name__).lower()
+
+
+def _memory(needed: int, device: jax.Device) -> str:
+    if not needed:
+        return "not reported by the compiler"
+    limit = device_bytes(device)
+    of = f" of {format_bytes(limit)}" if limit else ""
+    return f"{format_bytes(needed)}{of} per device for the training step"
+
+
+def _duration(seconds: float) -> str:
+    """A rough length of time for a person."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} seconds"

@@ -1,0 +1,156 @@
+"""What a finished run is worth: report.json and the closing table."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from lmjax import experiment
+from lmjax.config.schema import SAMPLE_CORPUS, Config
+from lmjax.core import trees
+from lmjax.data import sample_corpus
+from lmjax.data.manifest import Prepared
+from lmjax.evaluate.likelihood import Scorer
+from lmjax.evaluate.minimal_pairs import Pair, evaluate_pairs
+from lmjax.experiment import System
+from lmjax.train.progress import Progress
+from lmjax.train.state import TrainState
+
+
+def make(
+    config: Config,
+    prepared: Prepared,
+    system: System,
+    scorer: Scorer,
+    state: TrainState,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Evaluates on all held-out text; the content of report.json."""
+    batches = experiment.eval_batches(config, prepared, num_batches=0)
+    params = state.evaluation_params
+    found = scorer.evaluate(params, batches, draws=config.evaluate.draws)
+    summary = {
+        "params": trees.count(system.model.shapes),
+        "steps": progress.step,
+        "tokens_seen": progress.tokens,
+        "words_seen": progress.words,
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "eval": found.pop(-1).to_json(),
+    }
+    summary["eval"]["sources"] = {
+        prepared.sources[index]: likelihood.to_json()
+        for index, likelihood in sorted(found.items())
+    }
+    if config.data.train == (SAMPLE_CORPUS,):
+        summary["sample"] = _sample_figures(
+            config, system, scorer, params, summary["eval"]["bits_per_word"]
+        )
+    return summary
+
+
+def _sample_figures(
+    config: Config, system: System, scorer: Scorer, params: Any, bits_per_word: float
+) -> dict[str, Any]:
+    """What only the built-in corpus can tell: the truth, and its minimal pairs."""
+    entropy = sample_corpus.entropy_bits_per_word()
+    figures: dict[str, Any] = {
+        "true_entropy_bits_per_word": entropy,
+        "above_true_entropy": bits_per_word / entropy - 1,
+    }
+    encode = system.tokenizer.encode
+    pairs = [
+        Pair(encode(pair.good), encode(pair.bad), pair.phenomenon)
+        for pair in sample_corpus.minimal_pairs(
+            seed=1, count=config.evaluate.minimal_pairs
+        )
+    ]
+    if pairs:
+        special = system.tokenizer.special
+        accuracy = evaluate_pairs(
+            scorer, params, pairs, eos_id=special.eos, pad_id=special.pad
+        )
+        figures["minimal_pairs"] = dataclasses.asdict(accuracy)
+    return figures
+
+
+def write(summary: dict[str, Any], workdir: pathlib.Path) -> pathlib.Path:
+    """Writes report.json in one go; returns its path."""
+    path = workdir / "report.json"
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def scalars(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of the evaluation, for the metrics log."""
+    values = {
+        name: value
+        for name, value in summary["eval"].items()
+        if isinstance(value, (int, float))
+    }
+    pairs = summary.get("sample", {}).get("minimal_pairs")
+    return values | ({"minimal_pair_accuracy": pairs["accuracy"]} if pairs else {})
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The closing summary for a person."""
+    total = summary["eval"]
+    lines = [
+        "",
+        f"parameters         {summary['params']:,}",
+        f"trained            {summary['steps']:,} steps, {summary['tokens_seen']:,} "
+        f"tokens, {summary['words_seen']:,} words, {summary['seconds']:,.0f} s, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s",
+        f"held-out text      {total['tokens']:,} tokens, {total['words']:,} words in "
+        f"{total['windows']:,} windows",
+        f"estimator          {total['estimator']} ({total['kind']}; "
+        f"{total['draws']} draw(s) per window)",
+        "",
+        f"{'':<28}{'nll/token':>10}{'± s.e.':>9}{'ppl':>10}{'bits/byte':>11}"
+        f"{'bits/word':>11}",
+        _row(f"all ({total['kind']})", total),
+    ]
+    if len(total["sources"]) > 1:
+        lines += [_row(name, values) for name, values in total["sources"].items()]
+    sample = summary.get("sample")
+    if sample:
+        error = total["bits_per_word_standard_error"]
+        lines += [
+            "",
+            f"true entropy       {sample['true_entropy_bits_per_word']:.3f} bits per "
+            f"word; the model is {sample['above_true_entropy']:+.1%} above it "
+            f"(± {error / sample['true_entropy_bits_per_word']:.1%})",
+        ]
+    if sample and "minimal_pairs" in sample:
+        pairs = sample["minimal_pairs"]
+        lines.append(
+            f"minimal pairs      {pairs['accuracy']:.1%} ± "
+            f"{pairs['standard_error']:.1%} of {pairs['pairs']} ({pairs['score']})"
+        )
+        lines += [f"  {k:<34}{v:>6.1%}" for k, v in pairs["phenomena"].items()]
+    return "\n".join(lines)
+
+
+def corpus_table(prepared: Prepared) -> str:
+    """Documents, words, bytes and tokens of every source."""
+    header = f"{'split':<7}{'source':<28}"
+    names = ("documents", "words", "bytes", "tokens", "windows")
+    lines = [header + "".join(f"{name:>13}" for name in names)]
+    for split in ("train", "valid"):
+        parts = prepared.split(split)
+        rows = [(r.source, r.counts) for r in parts.records]
+        for source, counts in [*rows, ("all", parts.counts)]:
+            numbers = "".join(f"{getattr(counts, name):>13,}" for name in names)
+            lines.append(f"{split:<7}{source:<28}{numbers}")
+    return "\n".join(lines)
+
+
+def _row(name: str, values: dict[str, Any]) -> str:
+    return (
+        f"{name:<28}{values['nll_per_token']:>10.4f}{values['standard_error']:>9.4f}"
+        f"{values['perplexity']:>10.2f}{values['bits_per_byte']:>11.4f}"
+        f"{values['bits_per_word']:>11.4f}"
+    )

@@ -1,0 +1,159 @@
+"""Checkpoints: Orbax writes them in the background, and only whole ones count."""
+
+import base64
+import errno
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from lmjax.core import trees
+from lmjax.core.errors import UserError
+from lmjax.core.types import PyTree
+from lmjax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, `<folder>/<step>/`.
+
+    Each holds the device state, the progress (step, words, tokens, sums), the resolved
+    config and the tokenizer. A checkpoint is written under a temporary name and gets
+    its own when it is complete.
+
+    Args:
+      folder: where they stand.
+      keep: how many of the newest stay.
+      read_only: open an existing folder without ever writing to it.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            step_format_fixed_length=8,
+            create=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Newest step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All steps there are, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        progress: dict[str, Any],
+        config: dict[str, Any],
+        tokenizer_model: bytes,
+    ) -> None:
+        """Starts writing a checkpoint; a step that is saved already is left alone.
+
+        Raises:
+          UserError: when this or an earlier write failed for want of space.
+        """
+        if step in self._manager.all_steps():
+            return
+        meta = {
+            "progress": progress,
+            "config": config,
+            "tokenizer": base64.b64encode(tokenizer_model).decode(),
+        }
+        with _explained(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Progress, config and tokenizer model (bytes) of a checkpoint."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = dict(self._manager.restore(step, args=args)["meta"])
+        meta["tokenizer"] = base64.b64decode(meta["tokenizer"])
+        return meta
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state, in the shapes and shardings of `abstract`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args)["state"]
+
+    def param_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the saved parameters by path name."""
+        saved = self._manager.item_metadata(step)["state"]
+        shapes: dict[str, tuple[int, ...]] = {}
+        trees.map_named(
+            lambda name, leaf: shapes.update({name: tuple(leaf.shape)}),
+            saved["params"],
+        )
+        return shapes
+
+    def restore_params(self, step: int, shapes: PyTree) -> PyTree:
+        """The average where there is one, else the parameters, and nothing more."""
+        saved = self._manager.item_metadata(step)["state"]
+        name = "ema" if saved["ema"] else "params"
+        device = jax.local_devices()[0]
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(device)
+            ),
+            shapes,
+        )
+        restore = ocp.args.PyTreeRestore(
+            {name: target},
+            restore_args=ocp.checkpoint_utils.construct_restore_args({name: target}),
+            partial_restore=True,
+        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
+        return restored["state"][name]
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints after `step`, when a run goes on from there."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Returns once everything is on disk; raises what the writer raised."""
+        with _explained(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+
+class _explained:
+    """Turns a full disk into a message; everything else passes through."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        while error is not None:
+            text = str(error)
+            full = isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+            )
+            if full or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+                raise UserError(
+                    "the disk is full: the checkpoint could not be written",
+                    where=str(self.folder),
+                    remedy="free some space or lower checkpoint.keep, then run the "
+                    "same command again: it goes on from the last whole checkpoint",
+                ) from error
+            error = error.__cause__ or error.__context__

@@ -1,0 +1,163 @@
+"""Where a run's figures go: terminal, log.txt, metrics.jsonl, TensorBoard, W&B."""
+
+import json
+import logging
+import pathlib
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from lmjax.config.schema import LogConfig
+from lmjax.core.errors import ConfigError
+
+
+class RunLogger:
+    """Writes a run's lines, figures and samples; only the first process does.
+
+    Args:
+      workdir: the run folder.
+      config: the log section.
+      total_steps: length of the run, for the progress bar.
+      start_step: first step of this start; figures of later steps, left by a start
+        that went on beyond its last checkpoint, are dropped from metrics.jsonl.
+      writes: False on all processes but the first.
+      stream: where lines go; a progress bar is shown when it is a terminal.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: LogConfig,
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        writes: bool = True,
+        stream: TextIO | None = None,
+    ):
+        self._stream = stream or sys.stderr
+        self._writes = writes
+        self._bar = self._tensorboard = self._wandb = self._metrics = self._log = None
+        if not writes:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        _drop_later_lines(workdir / "metrics.jsonl", start_step)
+        _drop_later_lines(workdir / "samples.jsonl", start_step)
+        self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
+        self._samples = open(workdir / "samples.jsonl", "a", encoding="utf-8")
+        self._log = open(workdir / "log.txt", "a", encoding="utf-8")
+        if config.tensorboard:
+            self._tensorboard = _tensorboard(workdir / "tensorboard", start_step)
+        if config.wandb:
+            self._wandb = _wandb(config, workdir)
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                unit="step",
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix}",
+            )
+
+    def line(self, text: str) -> None:
+        """One line for the person watching, and for log.txt."""
+        if not self._writes:
+            return
+        print(text, file=self._log, flush=True)
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=self._stream, flush=True)
+
+    def progress(self, step: int, text: str) -> None:
+        """The state of training: the bar on a terminal, a line elsewhere."""
+        if not self._writes:
+            return
+        if self._bar is None:
+            self.line(text)
+            return
+        print(text, file=self._log, flush=True)
+        self._bar.n = step
+        self._bar.set_description_str(text, refresh=True)
+
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Figures of one step, such as split "train" or "valid"."""
+        if not self._writes:
+            return
+        record = {"step": step, "split": split, **values}
+        print(json.dumps(record), file=self._metrics, flush=True)
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        if self._tensorboard is not None:
+            for name, value in named.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(named | {"step": step})
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """A text the model wrote."""
+        if not self._writes:
+            return
+        record = {"step": step, "prompt": prompt, "text": text}
+        print(json.dumps(record, ensure_ascii=False), file=self._samples, flush=True)
+        indented = text.replace("\n", "\n  | ")
+        self.line(f"  | {indented}")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text for TensorBoard, shown verbatim."""
+        if self._tensorboard is not None:
+            verbatim = "\n".join("    " + line for line in text.splitlines())
+            self._tensorboard.add_text(name, verbatim, step)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._writes:
+            for file in (self._metrics, self._samples, self._log):
+                file.close()
+
+
+def _drop_later_lines(path: pathlib.Path, step: int) -> None:
+    """Keeps the lines up to `step`, so that a resumed run writes no step twice."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            keep = json.loads(line)["step"] <= step
+        except (ValueError, KeyError):  # half a line, from a process that was killed
+            keep = False
+        if keep:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _tensorboard(folder: pathlib.Path, start_step: int) -> Any:
+    import tensorboardX
+
+    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+    return tensorboardX.SummaryWriter(str(folder), purge_step=start_step or None)
+
+
+def _wandb(config: LogConfig, workdir: pathlib.Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            "log.wandb=True needs the package wandb, which is not installed",
+            where="log.wandb",
+            remedy='pip install "lmjax[wandb]", or --config.log.wandb=False',
+        ) from error
+    run = wandb.init(
+        project=config.wandb_project,
+        name=workdir.name,
+        id=workdir.name,
+        resume="allow",
+        dir=str(workdir),
+    )
+    run.define_metric("*", step_metric="step")
+    return run

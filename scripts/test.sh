@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks the code: lint, format, tests. Makes the environment first where it is missing
+# (scripts/setup.sh says how); after that no network is needed.
+#
+#   bash scripts/test.sh                            everything
+#   bash scripts/test.sh tests/models -k attention  arguments go to pytest
+#
+# It runs in the repository's root: relative paths count from there.
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+setup_environment dev
+cd "$LMJAX_ROOT"
+"$VENV_PYTHON" -m ruff check
+"$VENV_PYTHON" -m ruff format --check
+exec "$VENV_PYTHON" -m pytest -n 2 -q "$@"

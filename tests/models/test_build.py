@@ -1,0 +1,172 @@
+"""What build_model promises: shapes without arrays, and a name per dimension."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax.config.schema import MLPKind, ModelConfig
+from lmjax.core import trees
+from lmjax.models.attention_kernels import library_attention
+from lmjax.models.build import Model, build_model, padded_vocab_size
+from lmjax.models.transformer import Setting
+from lmjax.parallel.rules import RULES
+
+VARIANTS = [
+    dict(time_conditioning=dit, tied_embeddings=tied, bias=bias, qk_norm=norm, mlp=mlp)
+    for (dit, tied, bias, norm), mlp in itertools.product(
+        [(False, False, False, False), (True, True, True, True)], MLPKind
+    )
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_every_dimension_of_every_parameter_has_a_known_name(
+    make_model: Callable[..., Model], fields: dict[str, Any]
+) -> None:
+    model = make_model(**fields)
+
+    def check(shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> None:
+        assert len(names) == len(shape.shape)
+        assert set(names) <= {*RULES, None}
+
+    jax.tree.map(check, model.shapes, model.names)  # also: the same tree
+    stacked = jax.tree.leaves(model.names["blocks"], is_leaf=_is_names)
+    assert all(names[0] == "layers" for names in stacked)
+    rest = [model.names[name] for name in model.names if name != "blocks"]
+    assert all("layers" not in names for names in jax.tree.leaves(rest, is_leaf=_is_names))
+
+
+def _is_names(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
+def test_names_say_which_size_a_dimension_has(
+    make_model: Callable[..., Model],
+) -> None:
+    """All sizes differ, so that a swapped name shows."""
+    model = make_model(
+        num_layers=3, width=20, num_heads=10, num_kv_heads=5, mlp_width=7, bias=True
+    )
+    sizes = dict(layers=3, embed=20, heads=10, kv_heads=5, mlp=7, vocab=32)
+
+    def check(shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> None:
+        for size, name in zip(shape.shape, names, strict=True):
+            assert size == (2 if name is None else sizes[name])
+
+    jax.tree.map(check, model.shapes, model.names)
+
+
+def test_initial_parameters_have_the_promised_shapes_and_follow_the_key(
+    make_model: Callable[..., Model],
+) -> None:
+    model = make_model(time_conditioning=True)
+    params = model.init(jax.random.key(0))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), model.shapes
+    )
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    again, other = model.init(jax.random.key(0)), model.init(jax.random.key(1))
+    kernel = ("blocks", "mlp", "up", "kernel")
+    values = []
+    for tree in (params, again, other):
+        for name in kernel:
+            tree = tree[name]
+        values.append(np.asarray(tree))
+    np.testing.assert_array_equal(values[0], values[1])
+    assert not np.array_equal(values[0], values[2])
+    assert not np.array_equal(values[0][0], values[0][1]), "layers are alike"
+
+
+def test_residual_branches_start_smaller_in_deeper_models(
+    make_model: Callable[..., Model],
+) -> None:
+    for num_layers in (1, 4):
+        model = make_model(num_layers=num_layers, width=64, mlp_width=64)
+        mlp = model.init(jax.random.key(0))["blocks"]["mlp"]
+        ratio = np.std(mlp["down"]["kernel"]) / np.std(mlp["up"]["kernel"])
+        assert ratio == pytest.approx((2 * num_layers) ** -0.5, rel=0.1)
+
+
+def test_binding_parameters_leaves_the_model_unchanged(
+    make_model: Callable[..., Model], random_params: Callable[..., Any]
+) -> None:
+    model = make_model()
+    one, other = random_params(model, 0), random_params(model, 1)
+    module = model.bind(one)
+    model.bind(other)
+    table = module.vocabulary.table[...]
+    np.testing.assert_array_equal(table, one["vocabulary"]["table"])
+
+
+def _expected_count(config: ModelConfig, vocab_size: int) -> int:
+    """Parameters by the closed formula; no biases, no head norms."""
+    width, layers = config.width, config.num_layers
+    head_width = width // config.num_heads
+    kv_heads = config.num_kv_heads or config.num_heads
+    attention = 2 * width * width + 2 * width * kv_heads * head_width
+    matrices = 3 if config.mlp is MLPKind.SWIGLU else 2
+    block = attention + matrices * width * config.mlp_width + 2 * width
+    rest = (1 if config.tied_embeddings else 2) * vocab_size * width + width
+    if config.time_conditioning:
+        condition = config.condition_width
+        block += 6 * width * (condition + 1)
+        rest += 2 * width * (condition + 1)
+        rest += condition * (256 + 1) + condition * (condition + 1)
+    return layers * block + rest
+
+
+SIZES = {
+    "tiny": dict(num_layers=8, width=256, num_heads=8, mlp_width=1024),
+    "small": dict(num_layers=12, width=768, num_heads=12, mlp_width=3072),
+    "medium": dict(num_layers=24, width=1024, num_heads=16, mlp_width=4096),
+    "grouped": dict(
+        num_layers=30,
+        width=576,
+        num_heads=9,
+        num_kv_heads=3,
+        mlp_width=1536,
+        mlp=MLPKind.SWIGLU,
+        tied_embeddings=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_counts_follow_the_closed_formula(
+    size: str, time_conditioning: bool
+) -> None:
+    config = ModelConfig(**SIZES[size], time_conditioning=time_conditioning)
+    vocab_size = padded_vocab_size(16_384 + 1)
+    setting = Setting(
+        vocab_size=vocab_size,
+        unpredictable=(0,),
+        causal=not time_conditioning,
+        attend=library_attention,
+    )
+    shapes = build_model(config, setting).shapes
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes))
+    assert trees.count(shapes) == _expected_count(config, vocab_size)
+
+
+def test_the_gpt2_sized_transformer_has_85_million_parameters_in_its_blocks() -> None:
+    """12 * 12 * 768^2 matrices and 24 norms: the number everyone knows."""
+    setting = Setting(
+        vocab_size=128, unpredictable=(0,), causal=True, attend=library_attention
+    )
+    shapes = build_model(ModelConfig(**SIZES["small"]), setting).shapes
+    assert trees.count(shapes["blocks"], "kernel$") == 84_934_656
+    assert trees.count(shapes["blocks"]) == 84_934_656 + 24 * 768
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"), [(1, 128), (128, 128), (129, 256), (50_257, 50_304)]
+)
+def test_vocabularies_are_padded_to_a_multiple_of_128(size: int, padded: int) -> None:
+    assert padded_vocab_size(size) == padded
+    assert math.remainder(padded, 128) == 0

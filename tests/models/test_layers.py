@@ -1,0 +1,114 @@
+"""The small layers agree with their formulas in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmjax.config.schema import MLPKind
+from lmjax.models.linear import Linear, dropout
+from lmjax.models.mlp import MLP
+from lmjax.models.norms import RMSNorm
+
+FLOAT32 = jnp.dtype("float32")
+
+
+def _normal(*shape: int) -> np.ndarray:
+    generator = np.random.default_rng(sum(shape))
+    return generator.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_rms_norm_agrees_with_its_formula(epsilon: float) -> None:
+    norm = RMSNorm(8, epsilon=epsilon)
+    scale, x = _normal(8), 3 * _normal(2, 5, 8)
+    norm.scale[...] = jnp.asarray(scale)
+    x64 = x.astype(np.float64)
+    expected = x64 / np.sqrt(np.mean(x64**2, axis=-1, keepdims=True) + epsilon) * scale
+    np.testing.assert_allclose(norm(x), expected, atol=2e-6)
+
+
+def test_rms_norm_takes_its_statistics_in_float32() -> None:
+    x = jnp.full((1, 64), 300.0, jnp.float16)  # the square overflows float16
+    output = RMSNorm(64, epsilon=1e-6)(x)
+    assert output.dtype == jnp.float16
+    np.testing.assert_allclose(output, np.ones((1, 64)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kind", list(MLPKind))
+def test_mlp_agrees_with_its_formula(kind: MLPKind, use_bias: bool) -> None:
+    mlp = MLP(
+        kind,
+        width=4,
+        mlp_width=6,
+        use_bias=use_bias,
+        output_scale=0.5,
+        dtype=FLOAT32,
+        rngs=nnx.Rngs(0),
+    )
+    if use_bias:
+        mlp.up.bias[...], mlp.down.bias[...] = _normal(6), _normal(4)
+    x = _normal(3, 4)
+
+    def project(layer: Linear, x: np.ndarray) -> np.ndarray:
+        bias = 0.0 if layer.bias is None else np.asarray(layer.bias[...], np.float64)
+        return x @ np.asarray(layer.kernel[...], np.float64) + bias
+
+    up = project(mlp.up, x.astype(np.float64))
+    if kind is MLPKind.SWIGLU:
+        gate = project(mlp.gate, x.astype(np.float64))
+        inner = gate / (1 + np.exp(-gate)) * up
+    else:
+        inner = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    np.testing.assert_allclose(mlp(x), project(mlp.down, inner), atol=1e-6)
+
+
+def test_linear_contracts_the_trailing_dimensions() -> None:
+    layer = Linear(
+        (2, 3),
+        (4, 5),
+        names=("heads", None, "embed", None),
+        dtype=FLOAT32,
+        rngs=nnx.Rngs(0),
+    )
+    x = _normal(7, 2, 3)
+    expected = np.einsum("bij,ijkl->bkl", x, np.asarray(layer.kernel[...], np.float64))
+    np.testing.assert_allclose(layer(x), expected, atol=1e-6)
+
+
+def test_linear_starts_with_the_stated_deviation() -> None:
+    def kernel(scale: float) -> np.ndarray:
+        layer = Linear(
+            (64,),
+            (256,),
+            names=("embed", "mlp"),
+            scale=scale,
+            dtype=FLOAT32,
+            rngs=nnx.Rngs(0),
+        )
+        return np.asarray(layer.kernel[...])
+
+    assert np.std(kernel(0.5)) == pytest.approx(0.5 / 8, rel=0.05)
+    assert not kernel(0.0).any()
+
+
+def test_linear_refuses_names_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="must name the 2 dimensions"):
+        Linear((2,), (3,), names=("embed",), dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+
+def test_dropout_keeps_the_mean_and_drops_the_stated_share() -> None:
+    x = jnp.ones((100, 100))
+    dropped = np.asarray(dropout(x, 0.25, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.02)  # four deviations
+
+
+def test_dropout_without_key_or_rate_is_the_identity() -> None:
+    x = jnp.ones(3)
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
