@@ -7,7 +7,7 @@ training adds: the length of everything in steps, the optimizer, the compiled st
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from lmjax.config.schema import (
 )
 from lmjax.core import durations
 from lmjax.core.errors import ConfigError
-from lmjax.data import pipeline, readers, sample_corpus
+from lmjax.data import pipeline, readers, sample_corpus, sample_grammar
+from lmjax.data.batch import Batch
 from lmjax.data.manifest import Prepared
 from lmjax.data.prepare import prepare
 from lmjax.data.tokenizers import Tokenizer
@@ -239,7 +240,7 @@ def build_generator(
 
 def train_batches(
     config: Config, prepared: Prepared, start_step: int
-) -> "pipeline.Iterator[pipeline.Batch]":
+) -> Iterator[Batch]:
     """This host's training batches from `start_step` on."""
     return pipeline.train_batches(
         prepared,
@@ -253,7 +254,7 @@ def train_batches(
 
 def eval_batches(
     config: Config, prepared: Prepared, num_batches: int
-) -> "pipeline.Iterator[pipeline.Batch]":
+) -> Iterator[Batch]:
     """This host's held-out batches; 0 means all."""
     return pipeline.eval_batches(
         prepared,
@@ -266,8 +267,9 @@ def eval_batches(
 
 def _sample_file(data: DataConfig) -> pathlib.Path:
     """The built-in corpus as a file in the cache, written if it is not there."""
-    source = pathlib.Path(sample_corpus.__file__).read_bytes()
-    version = hashlib.sha256(source).hexdigest()[:12]
+    sources = [module.__file__ for module in (sample_corpus, sample_grammar)]
+    text = b"".join(pathlib.Path(source).read_bytes() for source in sources)
+    version = hashlib.sha256(text).hexdigest()[:12]
     folder = pathlib.Path(data.cache_dir).expanduser() / "sample"
     path = folder / f"sample-{data.sample_words}-{version}.train"
     if not path.exists():

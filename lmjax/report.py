@@ -9,7 +9,7 @@ from typing import Any
 from lmjax import experiment
 from lmjax.config.schema import SAMPLE_CORPUS, Config
 from lmjax.core import trees
-from lmjax.data import sample_corpus
+from lmjax.data import sample_corpus, sample_pairs
 from lmjax.data.manifest import Prepared
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.minimal_pairs import Pair, evaluate_pairs
@@ -62,7 +62,7 @@ def _sample_figures(
     encode = system.tokenizer.encode
     pairs = [
         Pair(encode(pair.good), encode(pair.bad), pair.phenomenon)
-        for pair in sample_corpus.minimal_pairs(
+        for pair in sample_pairs.minimal_pairs(
             seed=1, count=config.evaluate.minimal_pairs
         )
     ]

@@ -1,7 +1,7 @@
 """Rules about values and across fields, all reported at once.
 
-`_RANGES`, `_DURATIONS` and `_RULES` say what must hold; a rule across fields is left out
-while one of its fields is out of range by itself.
+`_RANGES`, `_DURATIONS` and `_RULES` say what must hold. A field of the wrong type is
+told as such and left alone, and so are rules across fields while one of them is wrong.
 """
 
 import dataclasses
@@ -189,16 +189,38 @@ def check(config: Config, *, num_devices: int = 1) -> None:
     Raises:
       ConfigError: one line per broken rule, with field, value, rule and remedy.
     """
-    values = fields.values(config) | {"objective": config.objective}
-    problems = [*_check_ranges(values), *_check_durations(values), *_check_text(values)]
+    problems = list(_check_types(config))
     wrong = {problem.field for problem in problems}
+    values = fields.values(config)
+    right = {name: value for name, value in values.items() if name not in wrong}
+    for check_each in (_check_ranges, _check_durations, _check_text):
+        problems += check_each(right)
+    wrong = {problem.field for problem in problems}
+    values["objective"] = config.objective
     problems += _check_rules(values, wrong)
     problems += _check_devices(values, wrong, num_devices)
     fields.raise_problems(problems)
 
 
+def _check_types(config: Config) -> Iterator[Problem]:
+    """For values that a config file or a notebook set."""
+    types = fields.types(config)
+    for name, value in fields.values(config).items():
+        remedy = f"the default is {_default(name)}"
+        try:
+            fitting = type(fields.coerce(value, types[name]))
+        except ValueError as error:
+            yield Problem(name, value, str(error), remedy)
+            continue
+        if type(value) not in (fitting, int if fitting is float else fitting):
+            rule = f"is of type {type(value).__name__}, must be {fitting.__name__}"
+            yield Problem(name, value, rule, remedy)
+
+
 def _check_ranges(values: dict[str, Any]) -> Iterator[Problem]:
     for name, interval in _RANGES.items():
+        if name not in values:
+            continue
         value = values[name]
         low, high = map(float, interval[1:-1].split(","))
         above = low < value if interval[0] == "(" else low <= value
@@ -216,6 +238,8 @@ def _check_ranges(values: dict[str, Any]) -> Iterator[Problem]:
 
 def _check_durations(values: dict[str, Any]) -> Iterator[Problem]:
     for name, allowed in _DURATIONS.items():
+        if name not in values:
+            continue
         text = values[name]
         remedy = f"the default is {_default(name)}"
         try:
@@ -238,11 +262,11 @@ def _check_durations(values: dict[str, Any]) -> Iterator[Problem]:
 
 def _check_text(values: dict[str, Any]) -> Iterator[Problem]:
     for name in _NOT_EMPTY:
-        if not values[name].strip():
+        if name in values and not values[name].strip():
             remedy = f"the default is {_default(name)}"
             yield Problem(name, values[name], "must not be empty", remedy)
     for name in _NO_BLANKS:
-        if not all(path.strip() for path in values[name]):
+        if not all(path.strip() for path in values.get(name, ())):
             rule, remedy = "holds an empty path", "leave it out; () is the default"
             yield Problem(name, values[name], rule, remedy)
 

@@ -1,4 +1,4 @@
-"""Fields of a config by dotted name ("train.batch_size"), and what is wrong with them."""
+"""Fields of a config by dotted name ("train.batch_size"), and problems with them."""
 
 import ast
 import dataclasses
@@ -57,7 +57,7 @@ def types(config: Config) -> dict[str, type]:
 
 
 def schema_types(section: type = Config, prefix: str = "") -> dict[str, type]:
-    """The type of every field that any config can have, all kinds of section included."""
+    """The type of every field that any config can have, whatever its objective."""
     found: dict[str, type] = {}
     for field in dataclasses.fields(section):
         name = prefix + field.name
@@ -153,13 +153,15 @@ def unknown_field(name: str, config: Config) -> Problem:
         remedy = f"set its fields: {', '.join(members) or 'it has none'}"
     else:
         rule = "there is no such field"
-        if guess := _nearest_field(name, known):
+        if guess := _nearest_field(name, schema_types()):
             remedy = f"did you mean {guess}?"
         elif members:
             remedy = f"known: {', '.join(members)}"
         else:
             sections = [field.name for field in dataclasses.fields(config)]
-            remedy = f"known sections: {', '.join(sections)}"
+            guess = nearest(section, sections)
+            remedy = f"did you mean the section {guess}? " if guess else ""
+            remedy += f"known: {', '.join(sections)}"
     return Problem(name, None, rule, remedy)
 
 

@@ -1,10 +1,11 @@
 """A config from its file, with overrides: for notebooks, and ahead of the flags.
 
-`config_flags` stays the face of the command line. It reports one mistake at a time, with
-a traceback for a misspelled field, so `check_arguments` goes over the same arguments
-first and tells all mistakes at once, with the nearest name.
+`config_flags` stays the face of the command line. It reports one mistake at a time,
+and a misspelled field by a traceback, so `check_arguments` goes over the same
+arguments first and tells all mistakes at once, with the nearest name.
 """
 
+import contextlib
 import importlib.util
 import re
 import typing
@@ -71,10 +72,8 @@ def normalize_arguments(argv: Sequence[str]) -> list[str]:
         if not name or name == "--":
             normal += words
         elif override and _is_tuple(types.get(override[2])) and value is not None:
-            try:
+            with contextlib.suppress(ValueError):  # `check_arguments` tells
                 value = repr(fields.coerce(value, types[override[2]]))
-            except ValueError:
-                pass  # `check_arguments` tells
             normal.append(f"--{name}={value}")
         else:
             _, equals, _ = words[0].partition("=")

@@ -103,7 +103,7 @@ def _train_nano(config: Config) -> None:
 def _use_sample_corpus(config: Config) -> None:
     """The built-in corpus, and a run as short as its few rules need."""
     config.data.train = (SAMPLE_CORPUS,)
-    config.tokenizer.vocab_size = 512
+    config.tokenizer.vocab_size = 1024
     config.data.sequence_length = 64
     config.train.batch_size = 32
     config.train.budget = "1000 steps"

@@ -21,7 +21,7 @@ KIND = "kind"  # key that names the class of a section with several
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A field by its dotted name, with both values; None where there is no such field."""
+    """A field by its dotted name and both values; None where there is no such field."""
 
     field: str
     old: Any
@@ -123,7 +123,7 @@ def load(path: str | os.PathLike[str]) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[Difference]:
-    """Fields that differ, in the order of the schema; "objective.kind" is one too."""
+    """Fields that differ, the kind of the objective included ("objective.kind")."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return [
         Difference(name, before.get(name), after.get(name))

@@ -128,7 +128,8 @@ def train_batches(
         .seed(seed % 2**32)
         .shuffle()
         .repeat(None)
-        .batch(batch_size, batch_fn=np.asarray)
+        # Of an endless dataset nothing remains, but rounding up its length overflows.
+        .batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
         .map(read)
         .to_iter_dataset(options)
     )

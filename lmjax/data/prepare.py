@@ -147,7 +147,8 @@ def _warn_if_lossy(tokenizer: Tokenizer, parts: Iterable[Part]) -> None:
             text = document.text[:2000]
             decoded = tokenizer.decode(tokenizer.encode(text))
             if decoded != text:
-                at = len(os.path.commonprefix([text, decoded]))
+                pairs = enumerate(zip(text, decoded, strict=False))
+                at = next((i for i, (a, b) in pairs if a != b), len(decoded))
                 logging.warning(
                     "The tokenizer does not keep the text of %s: %r becomes %r. Words "
                     "and bytes are counted in the text itself.",

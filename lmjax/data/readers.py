@@ -162,9 +162,15 @@ def _read_lines(file: Path) -> Iterator[tuple[str, int]]:
 def _split(handle: BinaryIO) -> Iterator[bytes]:
     """Yields lines with their ends, those of more than a document cut at a space."""
     rest = b""
-    while piece := handle.readline(MAX_DOCUMENT_BYTES):
+    while True:
+        # One byte more than a document: so two parts of a line never share one.
+        left = MAX_DOCUMENT_BYTES + 1 - len(rest)
+        asked = left if left > 0 else MAX_DOCUMENT_BYTES
+        piece = handle.readline(asked)
         rest += piece
-        if piece.endswith(b"\n") or len(piece) < MAX_DOCUMENT_BYTES:
+        if piece.endswith(b"\n") or len(piece) < asked:
+            if not rest:
+                return
             yield rest
             rest = b""
             continue
@@ -176,8 +182,6 @@ def _split(handle: BinaryIO) -> Iterator[bytes]:
         if cut > 0:
             yield rest[:cut]
             rest = rest[cut:]
-    if rest:
-        yield rest
 
 
 def unreadable(file: Path, error: OSError) -> UserError:

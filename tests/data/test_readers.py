@@ -4,12 +4,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.core.errors import UserError
 from lmjax.data import readers
 
+REPEATABLE = settings(derandomize=True, deadline=None)
 BABYLM_WORDS = {"switchboard.train": 146_789, "childes.train": 747_537}
 
 
@@ -47,6 +48,7 @@ def test_the_source_is_the_file_name(tmp_path):
     assert next(readers.read_documents(file, "other")).source == "other"
 
 
+@REPEATABLE
 @given(
     st.text(st.sampled_from("ab=é\u3000 \n\r\t\x1c\x85"), max_size=200),
     st.integers(4, 40),
@@ -70,9 +72,21 @@ def test_long_documents_are_cut_at_line_ends(tmp_path):
 def test_long_lines_are_cut_before_spaces(tmp_path):
     line = " ".join(f"wörd{i}" for i in range(20_000))
     documents = _texts(tmp_path / "x", f"before\n{line}\nafter")
-    assert "".join(documents[1:-1]) + documents[-1] == f"{line}\nafter"
-    assert max(len(t.encode()) for t in documents) <= readers.MAX_DOCUMENT_BYTES
-    assert all(text.startswith(" ") for text in documents[2:])
+    assert "".join(documents) == f"before\n{line}\nafter"
+    sizes = [len(text.encode()) for text in documents]
+    assert min(sizes[:-1]) > readers.MAX_DOCUMENT_BYTES - 20
+    assert max(sizes) <= readers.MAX_DOCUMENT_BYTES
+    assert all(text.startswith(" ") for text in documents[1:])
+
+
+@REPEATABLE
+@given(st.lists(st.text("aé", min_size=1, max_size=5), min_size=1), st.integers(8, 50))
+def test_a_line_is_the_sum_of_its_parts(tmp_path_factory, words, limit):
+    line = " ".join(words)
+    file = tmp_path_factory.mktemp("line") / "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "MAX_DOCUMENT_BYTES", limit)
+        assert "".join(_texts(file, line)) == line
 
 
 def test_a_word_without_end_is_cut_between_characters(tmp_path):

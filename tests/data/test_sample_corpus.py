@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.data import sample_corpus
+from lmjax.data import sample_corpus, sample_grammar, sample_pairs
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +18,13 @@ def documents() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pairs() -> list[sample_corpus.MinimalPair]:
-    return sample_corpus.minimal_pairs(seed=5, count=330)
+def pairs() -> list[sample_pairs.MinimalPair]:
+    return sample_pairs.minimal_pairs(seed=5, count=330)
 
 
 def _strings(symbol: str) -> list[tuple[float, str]]:
     """Every string of a symbol with its probability, by brute force."""
-    rules = sample_corpus.grammar().get(symbol)
+    rules = sample_grammar.grammar().get(symbol)
     if rules is None:
         return [(1.0, symbol)]
     total = sum(weight for weight, _ in rules)
@@ -70,7 +70,7 @@ def test_text_is_lower_case_words_with_one_space_between(documents: list[str]) -
 
 
 def test_vocabulary_is_of_the_size_claimed(documents: list[str]) -> None:
-    written = sample_corpus.vocabulary()
+    written = sample_grammar.vocabulary()
     assert 250 <= len({word.rstrip(".?") for word in written}) <= 350
     assert written.issuperset(" ".join(documents).split())
     # "she" opens clauses only; every verb form can end a sentence.
@@ -86,7 +86,7 @@ def test_every_sentence_has_exactly_one_derivation(documents: list[str]) -> None
 
 
 def test_a_second_derivation_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    doubled = dict(sample_corpus.grammar())
+    doubled = dict(sample_grammar.grammar())
     doubled["Adjunct"] = [*doubled["Adjunct"], (100, ("why",))]
     monkeypatch.setattr(sample_corpus, "grammar", lambda: doubled)
     assert len(sample_corpus._derivations("why does he run?")) == 2
@@ -108,7 +108,7 @@ def test_strings_of_a_symbol_are_distinct_and_sum_to_one(symbol: str) -> None:
 
 def test_probability_of_a_document_is_that_of_its_rules() -> None:
     def share(symbol: str, *expansion: str) -> float:
-        rules = sample_corpus.grammar()[symbol]
+        rules = sample_grammar.grammar()[symbol]
         chosen = [weight for weight, symbols in rules if symbols == expansion]
         return sum(chosen) / sum(weight for weight, _ in rules)
 
@@ -171,7 +171,7 @@ def test_what_is_no_sentence_is_refused_and_quoted(sentence: str) -> None:
 
 
 def test_only_the_good_sentence_of_a_pair_is_of_the_grammar(
-    pairs: list[sample_corpus.MinimalPair],
+    pairs: list[sample_pairs.MinimalPair],
 ) -> None:
     for pair in pairs:
         assert len(sample_corpus._derivations(pair.good)) == 1, pair
@@ -179,7 +179,7 @@ def test_only_the_good_sentence_of_a_pair_is_of_the_grammar(
 
 
 def test_pairs_differ_in_one_word_or_in_word_order(
-    pairs: list[sample_corpus.MinimalPair],
+    pairs: list[sample_pairs.MinimalPair],
 ) -> None:
     for pair in pairs:
         good, bad = pair.good.split(), pair.bad.split()
@@ -192,36 +192,36 @@ def test_pairs_differ_in_one_word_or_in_word_order(
 
 
 def test_pairs_are_distinct_balanced_and_written_in_corpus_words(
-    pairs: list[sample_corpus.MinimalPair],
+    pairs: list[sample_pairs.MinimalPair],
 ) -> None:
-    many = sample_corpus.minimal_pairs(seed=7, count=2_200)
+    many = sample_pairs.minimal_pairs(seed=7, count=2_200)
     assert len(set(many)) == len(many) == 2_200
     counts = collections.Counter(pair.phenomenon for pair in many)
     assert len(counts) == 11
     assert set(counts.values()) == {200}
     used = {word for pair in pairs for word in f"{pair.good} {pair.bad}".split()}
-    assert used <= sample_corpus.vocabulary()
+    assert used <= sample_grammar.vocabulary()
 
 
 def test_pairs_depend_on_the_seed_alone(
-    pairs: list[sample_corpus.MinimalPair],
+    pairs: list[sample_pairs.MinimalPair],
 ) -> None:
-    assert sample_corpus.minimal_pairs(seed=5, count=22) == pairs[:22]
-    assert sample_corpus.minimal_pairs(seed=6, count=22) != pairs[:22]
+    assert sample_pairs.minimal_pairs(seed=5, count=22) == pairs[:22]
+    assert sample_pairs.minimal_pairs(seed=6, count=22) != pairs[:22]
 
 
 def test_agreement_across_a_phrase_has_a_noun_of_the_other_number(
-    pairs: list[sample_corpus.MinimalPair],
+    pairs: list[sample_pairs.MinimalPair],
 ) -> None:
     plural = {
         word
         for gender in ("he", "she", "it")
-        for _, (word,) in sample_corpus.grammar()[f"Nouns.{gender}"]
+        for _, (word,) in sample_grammar.grammar()[f"Nouns.{gender}"]
     }
     singular = {
         word
         for gender in ("he", "she", "it")
-        for _, (word,) in sample_corpus.grammar()[f"Noun.{gender}"]
+        for _, (word,) in sample_grammar.grammar()[f"Noun.{gender}"]
     }
     for pair in pairs:
         if pair.phenomenon == "agreement across phrase":

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.core.errors import ConfigError, UserError
@@ -19,6 +19,7 @@ from lmjax.data.tokenizers import (
     words_per_token,
 )
 
+REPEATABLE = settings(derandomize=True, deadline=None)
 TEXTS = [
     "the cat sat on the mat\nand the dog sat by the cat",
     "naïve cafés serve thé to the cats – and the dogs, too",
@@ -37,6 +38,7 @@ def _train_elsewhere(**options) -> bytes:
         sentence_iterator=iter("\n".join(TEXTS).split("\n")),
         model_writer=model,
         vocab_size=60,
+        hard_vocab_limit=False,
         minloglevel=2,
         **options,
     )
@@ -49,11 +51,13 @@ def foreign() -> SentencePieceTokenizer:
     return SentencePieceTokenizer(_train_elsewhere(**options))
 
 
+@REPEATABLE
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@REPEATABLE
 @given(st.text(st.sampled_from("\u2581 ▁a\né<>/s\x00\r\t\u2585\ufeff")))
 def test_traps_survive(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -74,6 +78,7 @@ def test_every_character_survives(tokenizer):
         assert tokenizer.decode(tokenizer.encode(part)) == part
 
 
+@REPEATABLE
 @given(st.text(st.sampled_from("the cat sé語\n\u2581\u3000\x1c😀")))
 def test_words_and_bytes_are_those_of_the_text(tokenizer, foreign, text):
     for each in (tokenizer, foreign):
@@ -130,9 +135,10 @@ def test_broken_unicode_is_explained(tokenizer):
 def test_a_model_that_rewrites_text_is_recognised(foreign):
     assert not foreign.lossless
     assert foreign.special.mask == foreign.encode("[MASK]")[-1]
-    tokens, words, num_bytes = foreign.encode_batch(["  the     cat  語語語 "])[0]
+    text = "  the     cat  語語語 "
+    tokens, words, num_bytes = foreign.encode_batch([text])[0]
     assert words.sum() == 3
-    assert num_bytes.sum() == 24
+    assert num_bytes.sum() == len(text.encode())
     assert len(tokens) == len(words) == len(num_bytes)
 
 

@@ -65,12 +65,12 @@ def test_initial_parameters_have_the_promised_shapes_and_follow_the_key(
     make_model: Callable[..., Model],
 ) -> None:
     model = make_model(time_conditioning=True)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), model.shapes
     )
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    again, other = model.init(jax.random.key(0)), model.init(jax.random.key(1))
+    again, other = jax.jit(model.init)(jax.random.key(0)), model.init(jax.random.key(1))
     kernel = ("blocks", "mlp", "up", "kernel")
     values = []
     for tree in (params, again, other):
@@ -87,7 +87,7 @@ def test_residual_branches_start_smaller_in_deeper_models(
 ) -> None:
     for num_layers in (1, 4):
         model = make_model(num_layers=num_layers, width=64, mlp_width=64)
-        mlp = model.init(jax.random.key(0))["blocks"]["mlp"]
+        mlp = jax.jit(model.init)(jax.random.key(0))["blocks"]["mlp"]
         ratio = np.std(mlp["down"]["kernel"]) / np.std(mlp["up"]["kernel"])
         assert ratio == pytest.approx((2 * num_layers) ** -0.5, rel=0.1)
 

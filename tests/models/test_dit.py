@@ -29,7 +29,7 @@ def test_a_fresh_dit_is_the_normed_embedding(
     random_params: Callable[..., Any],
 ) -> None:
     """Whatever is in its attention and feed-forward blocks, and whatever sigma."""
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     table = np.asarray(params["vocabulary"]["table"], np.float64)
     embedded = table[TOKENS]
     rms = np.sqrt(np.mean(embedded**2, axis=-1, keepdims=True) + 1e-6)
@@ -52,7 +52,7 @@ def test_a_trained_dit_depends_on_the_sigma_of_its_own_row(
 
 def test_a_fresh_dit_learns_through_its_gates(model: Model) -> None:
     """Identity blocks must not be dead: the modulation has a gradient."""
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
 
     @jax.jit
     def gradients(params: Any) -> Any:
@@ -67,6 +67,6 @@ def test_a_fresh_dit_learns_through_its_gates(model: Model) -> None:
 
 
 def test_a_dit_refuses_to_run_without_sigma(model: Model) -> None:
-    module = model.bind(model.init(jax.random.key(0)))
+    module = model.bind(jax.jit(model.init)(jax.random.key(0)))
     with pytest.raises(ValueError, match="needs sigma_B"):
         module(TOKENS)

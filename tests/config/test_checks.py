@@ -1,0 +1,246 @@
+"""Every rule can fail, says what to do, and all are told at once."""
+
+import dataclasses
+
+import pytest
+
+from lmjax.config import checks, fields
+from lmjax.config.schema import AutoregressiveConfig, Config
+from lmjax.core.errors import ConfigError
+from lmjax.data import tokenizer_training
+
+
+def _message(config: Config, **arguments: int) -> str:
+    with pytest.raises(ConfigError) as caught:
+        checks.check(config, **arguments)
+    return str(caught.value)
+
+
+def _with(**changes: object) -> Config:
+    """A default config with fields set; "__" stands for the dot."""
+    config = Config()
+    fields.assign(
+        config, {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def test_the_defaults_pass_and_stay_as_they_are() -> None:
+    config = Config()
+    checks.check(config)
+    assert config == Config()
+
+
+# One broken value per rule, and the field that must be named.
+BROKEN = [
+    {"seed": -1},
+    {"seed": 2**32},
+    {"tokenizer__vocab_size": 261},
+    {"data__sample_words": 0},
+    {"data__valid_fraction": 0.0},
+    {"data__valid_fraction": 0.51},
+    {"data__sequence_length": 1},
+    {"data__sequence_length": 1025},
+    {"data__default_folder": ""},
+    {"data__cache_dir": " "},
+    {"data__train": ("a.txt", "")},
+    {"model__num_layers": 0},
+    {"model__width": 770},
+    {"model__width": 12 * 63},
+    {"model__num_heads": 0},
+    {"model__num_kv_heads": 5},
+    {"model__num_kv_heads": -1},
+    {"model__mlp_width": 0},
+    {"model__rope_theta": 0.0},
+    {"model__norm_epsilon": 0.0},
+    {"model__dropout": 1.0},
+    {"model__dropout": -0.1},
+    {"model__condition_width": 0},
+    {"optim__learning_rate": 0.0},
+    {"optim__learning_rate": float("nan")},
+    {"optim__learning_rate": float("inf")},
+    {"optim__min_learning_rate": 1.0},
+    {"optim__weight_decay": -0.1},
+    {"optim__beta1": 1.0},
+    {"optim__beta2": -0.1},
+    {"optim__epsilon": 0.0},
+    {"optim__clip_norm": -1.0},
+    {"optim__ema_decay": 1.0},
+    {"optim__warmup": "fast"},
+    {"optim__warmup": "101%"},
+    {"optim__decay": "20"},
+    {"train__budget": "0"},
+    {"train__budget": "0 epochs"},
+    {"train__budget": "50%"},
+    {"train__budget": "10 minutes"},
+    {"train__batch_size": 0},
+    {"train__microbatch_size": 100},
+    {"train__loss_chunk_tokens": 0},
+    {"checkpoint__every": ""},
+    {"checkpoint__keep": 0},
+    {"checkpoint__resume": "newest"},
+    {"checkpoint__resume": "-3"},
+    {"evaluate__every": "often"},
+    {"evaluate__batches": -1},
+    {"evaluate__batch_size": -1},
+    {"evaluate__draws": 0},
+    {"evaluate__minimal_pairs": -1},
+    {"generate__every": "1 year"},
+    {"generate__num_samples": -1},
+    {"generate__max_new_tokens": 0},
+    {"generate__max_new_tokens": 1025},
+    {"generate__temperature": -0.5},
+    {"generate__top_k": -1},
+    {"generate__top_p": 0.0},
+    {"generate__top_p": 1.5},
+    {"generate__steps": 0},
+    {"log__every": "x"},
+    {"log__wandb_project": ""},
+    {"parallel__data": -1},
+    {"parallel__data": 2},
+    {"parallel__fsdp": 0},
+    {"parallel__tensor": 0},
+]
+
+
+@pytest.mark.parametrize("change", BROKEN, ids=str)
+def test_a_broken_rule_names_field_and_value_once(change: dict[str, object]) -> None:
+    ((name, value),) = change.items()
+    message = _message(_with(**change))
+    assert message.startswith("A setting is wrong:\n"), message
+    assert f"{name.replace('__', '.')}={value!r}: " in message
+    assert "; " in message  # and a remedy follows the rule
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model__dropout": 0.0},
+        {"model__num_kv_heads": 4},
+        {"data__sequence_length": 1024},
+        {"data__valid_fraction": 0.5},
+        {"generate__temperature": 0.0},
+        {"generate__top_p": 1.0},
+        {"optim__min_learning_rate": 3e-4},
+        {"optim__warmup": "100%"},
+        {"checkpoint__every": "0"},
+        {"checkpoint__resume": "1200"},
+        {"train__microbatch_size": 256},
+        {"tokenizer__vocab_size": 262},
+        {"seed": 2**32 - 1},
+    ],
+    ids=str,
+)
+def test_the_ends_of_the_ranges_are_allowed(change: dict[str, object]) -> None:
+    checks.check(_with(**change))
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    config = _with(
+        model__width=770, train__budget="5%", model__dropout=1.0, generate__top_k=-1
+    )
+    message = _message(config)
+    assert message.startswith("4 settings are wrong:")
+    for name in ("model.width", "train.budget", "model.dropout", "generate.top_k"):
+        assert message.count(name) == 1
+
+
+def test_a_rule_across_fields_waits_until_each_is_right_by_itself() -> None:
+    message = _message(_with(model__num_heads=0, train__microbatch_size=-1))
+    assert "2 settings are wrong" in message
+    assert "model.width" not in message
+
+
+def test_values_of_a_wrong_type_are_told_with_the_rest() -> None:
+    config = _with(model__dropout=1.0)
+    config.train.batch_size = "8"
+    config.optim.warmup = 500
+    config.data.train = ["a.txt"]
+    config.model.mlp = "gelu"
+    message = _message(config)
+    assert message.startswith("5 settings are wrong:")
+    assert "train.batch_size='8': is of type str, must be int" in message
+    assert "optim.warmup=500: must be a string" in message
+    assert "data.train=['a.txt']: is of type list, must be tuple" in message
+    assert "model.mlp='gelu': is of type str, must be MLPKind" in message
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config = Config()
+    config.optim.clip_norm = 1
+    checks.check(config)
+
+
+def test_time_conditioning_needs_diffusion() -> None:
+    config = _with(model__time_conditioning=True)
+    checks.check(config)
+    config.objective = AutoregressiveConfig()
+    assert "model.time_conditioning=True: must be False" in _message(config)
+
+
+def test_a_given_tokenizer_may_have_few_ids() -> None:
+    checks.check(_with(tokenizer__vocab_size=100, tokenizer__path="bytes.model"))
+
+
+def test_smallest_vocabulary_is_that_of_the_tokenizer_trainer() -> None:
+    assert checks.MIN_VOCAB_SIZE == tokenizer_training.MIN_VOCAB_SIZE
+
+
+def test_warmup_and_decay_fit_into_one_run() -> None:
+    config = _with(optim__warmup="90%", optim__decay="20%")
+    checks.check(config)  # a cosine run has no decay
+    fields.assign(config, {"optim.schedule": "warmup_stable_decay"})
+    assert "optim.warmup='90%'" in _message(config)
+    fields.assign(config, {"optim.decay": "10%"})
+    checks.check(config)
+
+
+def test_the_mesh_takes_all_devices() -> None:
+    checks.check(_with(parallel__fsdp=2, parallel__tensor=2), num_devices=8)
+    checks.check(_with(parallel__data=2, parallel__fsdp=4), num_devices=8)
+    message = _message(_with(parallel__tensor=3), num_devices=8)
+    assert "parallel.data=0: data=2, fsdp=1 and tensor=3 must multiply" in message
+
+
+def test_more_axes_than_devices_are_told() -> None:
+    assert "parallel.data=0: data=1, fsdp=4" in _message(_with(parallel__fsdp=4))
+
+
+def test_batches_split_over_data_and_fsdp() -> None:
+    config = _with(
+        train__batch_size=12,
+        train__microbatch_size=6,
+        evaluate__batch_size=3,
+        parallel__fsdp=2,
+        parallel__tensor=2,
+    )
+    checks.check(_with(train__batch_size=12), num_devices=4)
+    message = _message(config, num_devices=16)  # 4 of data times 2 of fsdp
+    assert "train.batch_size=12: must be a multiple of 8" in message
+    assert "train.microbatch_size=6: must be a multiple of 8" in message
+    assert "evaluate.batch_size=3: must be a multiple of 8" in message
+    assert "take 16" in message
+
+
+def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() -> None:
+    free = {"tokenizer.path"}
+    ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
+    for name, kind in fields.schema_types().items():
+        if kind in (int, float):
+            assert name in checks._RANGES
+        if kind is str:
+            assert name in ruled | free
+
+
+def test_every_rule_names_real_fields() -> None:
+    known = set(fields.schema_types()) | {"objective"}
+    named = {name for rule in checks._RULES for name in rule.names}
+    tables = {*checks._RANGES, *checks._DURATIONS, *checks._NOT_EMPTY}
+    assert named | tables <= known
+
+
+def test_every_rule_across_fields_says_what_to_do() -> None:
+    for rule in checks._RULES:
+        assert all(getattr(rule, field.name) for field in dataclasses.fields(rule)), (
+            rule
+        )

@@ -1,0 +1,101 @@
+"""The BabyLM recipe: what its variants set, and which of them exclude each other."""
+
+import itertools
+
+import pytest
+
+from lmjax.config import presets
+from lmjax.config.schema import (
+    SAMPLE_CORPUS,
+    AutoregressiveConfig,
+    MaskedDiffusionConfig,
+    ModelConfig,
+)
+from lmjax.core.errors import ConfigError
+
+
+def test_without_variants_it_is_small_masked_diffusion() -> None:
+    config = presets.babylm()
+    assert isinstance(config.objective, MaskedDiffusionConfig)
+    assert config.model == presets.small()
+    assert config.data.train == ()
+
+
+def test_small_is_the_default_of_the_schema() -> None:
+    assert presets.small() == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("size", "num_layers", "width", "num_heads", "mlp_width"),
+    [
+        (presets.tiny, 8, 512, 8, 2048),
+        (presets.small, 12, 768, 12, 3072),
+        (presets.medium, 24, 1024, 16, 4096),
+    ],
+)
+def test_sizes_are_those_of_the_guide(
+    size, num_layers: int, width: int, num_heads: int, mlp_width: int
+) -> None:
+    model = size()
+    assert model.num_layers == num_layers
+    assert model.width == width
+    assert model.num_heads == num_heads
+    assert model.mlp_width == mlp_width
+    assert (model.max_length, model.dropout, model.tied_embeddings) == (
+        1024,
+        0.1,
+        False,
+    )
+
+
+def test_variants_mean_the_same_in_any_order() -> None:
+    expected = presets.babylm(["ar", "tiny", "sample"])
+    for order in itertools.permutations(["ar", "tiny", "sample"]):
+        assert presets.babylm(order) == expected
+
+
+def test_each_variant_changes_the_config() -> None:
+    seen = [
+        presets.babylm([name]) for name in ("ar", "nano", "tiny", "medium", "sample")
+    ]
+    seen.append(presets.babylm())
+    for one, other in itertools.combinations(seen, 2):
+        assert one != other
+
+
+def test_blanks_and_repeats_among_variants_are_harmless() -> None:
+    assert presets.babylm(["", " AR", "ar"]) == presets.babylm(["ar"])
+
+
+def test_sample_takes_the_built_in_corpus_and_is_nano_unless_a_size_is_named() -> None:
+    assert presets.babylm(["sample"]).data.train == (SAMPLE_CORPUS,)
+    assert presets.babylm(["sample"]).model == presets.nano()
+    assert presets.babylm(["sample", "tiny"]).model == presets.tiny()
+
+
+def test_sample_keeps_the_objective() -> None:
+    objective = presets.babylm(["sample", "ar"]).objective
+    assert isinstance(objective, AutoregressiveConfig)
+
+
+def test_configs_share_no_section() -> None:
+    presets.babylm().model.width = 2
+    assert presets.babylm().model.width == 768
+
+
+def test_an_unknown_variant_lists_all_and_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        presets.babylm(["meduim", "ar"])
+    message = str(caught.value)
+    assert "no such variant: meduim" in message
+    assert "medium for meduim" in message
+    for name in [*presets.OBJECTIVES, *presets.SIZES, "sample"]:
+        assert name in message
+
+
+@pytest.mark.parametrize("pair", [["ar", "diffusion"], ["nano", "tiny"]])
+def test_two_of_a_kind_are_refused(pair: list[str]) -> None:
+    with pytest.raises(
+        ConfigError, match=f"two .*{pair[0]}, {pair[1]}|two .*{pair[1]}"
+    ):
+        presets.babylm(pair)

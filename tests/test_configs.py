@@ -1,0 +1,103 @@
+"""Every config that comes with lmjax is sound, and every field does something."""
+
+import ast
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from lmjax.config import checks, fields, load, presets, serialize
+from lmjax.config.schema import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+_CHOICES = [["", *presets.OBJECTIVES], ["", *presets.SIZES], ["", presets.SAMPLE]]
+VARIANTS = {
+    "babylm": [",".join(filter(None, names)) for names in itertools.product(*_CHOICES)]
+}
+
+
+def _spellings() -> list[str]:
+    """Every file in configs/, alone and with each combination of its variants."""
+    return [
+        f"{path.name}:{variants}" if variants else path.name
+        for path in CONFIGS
+        for variants in VARIANTS.get(path.stem, [""])
+    ]
+
+
+def test_there_are_configs_with_variants() -> None:
+    assert set(VARIANTS) <= {path.stem for path in CONFIGS}
+    assert "babylm.py:ar,tiny,sample" in _spellings()
+
+
+@pytest.mark.parametrize("spelling", _spellings())
+def test_config_loads_passes_its_checks_and_survives_json(spelling: str) -> None:
+    config = load.load_config(str(ROOT / "configs" / spelling))
+    checks.check(config)
+    again = serialize.from_json(serialize.to_json(config))
+    assert again == config
+    assert repr(again) == repr(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_header_gives_its_command(path: Path) -> None:
+    header = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"python -m lmjax.main --config configs/{path.name}" in header
+
+
+def _reads_field(tree: ast.Module, section: str, classes: set[str], field: str) -> bool:
+    """Whether a file reads a field of this section, not only one of the same name.
+
+    It does by `X.section.field`, by `section.field`, or by `X.field` where it names
+    the section's class.
+    """
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or node.attr != field:
+            continue
+        holder = getattr(node.value, "attr", getattr(node.value, "id", ""))
+        if isinstance(node.ctx, ast.Load) and (
+            (section and holder == section) or named & classes
+        ):
+            return True
+    return False
+
+
+def _unread(trees: list[ast.Module]) -> list[str]:
+    unread = []
+    classes = {
+        section.name: fields.section_classes(section.type)
+        for section in dataclasses.fields(Config)
+    }
+    for name in fields.schema_types():
+        section, _, field = name.rpartition(".")
+        names = {each.__name__ for each in classes.get(section, (Config,))}
+        if not any(_reads_field(tree, section, names, field) for tree in trees):
+            unread.append(name)
+    return unread
+
+
+def test_every_field_is_read_outside_the_config_room() -> None:
+    room = ROOT / "lmjax" / "config"
+    trees = [
+        ast.parse(path.read_text())
+        for path in (ROOT / "lmjax").rglob("*.py")
+        if not path.is_relative_to(room)
+    ]
+    unread = _unread(trees)
+    assert not unread, f"nobody reads {', '.join(unread)}: use or delete them"
+
+
+def test_a_field_counts_as_read_only_from_its_own_section() -> None:
+    source = "def f(config):\n    return config.train.batch_size + config.seed\n"
+    unread = _unread([ast.parse(source)])
+    assert "train.batch_size" not in unread
+    assert {"evaluate.batch_size", "seed", "train.budget"} <= set(unread)
+    source = (
+        "def f(config: Config, optim: OptimConfig):\n    config.seed; optim.beta1\n"
+    )
+    assert {"seed", "optim.beta1"}.isdisjoint(_unread([ast.parse(source)]))
+    source = "def f(train: TrainConfig):\n    train.budget = 3\n"  # set, not read
+    assert "train.budget" in _unread([ast.parse(source)])
