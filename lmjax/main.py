@@ -7,6 +7,7 @@ This is the only file with flags. It is kept short: everything it calls can be c
 from a notebook, see `lmjax.config.load.load_config`.
 """
 
+import errno
 import functools
 import logging as python_logging
 import pathlib
@@ -62,6 +63,17 @@ def main() -> None:
     except UserError as error:
         print(f"lmjax: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"lmjax: {error.strerror}{where}\n"
+            "  to do: free space or choose other folders with --workdir and "
+            "--config.data.cache_dir; the last whole checkpoint stands",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("lmjax: stopped at once; the last checkpoint stands", file=sys.stderr)
         sys.exit(130)
@@ -143,7 +155,7 @@ def _run(source: str, argv: Sequence[str]) -> None:
 def _with_corpus(
     source: str, config: Config, overrides: Mapping[str, Any]
 ) -> tuple[str, Config]:
-    """Settles what is trained on: what is configured, the default folder, the sample."""
+    """Settles the corpus: what is configured, the default folder, or the sample."""
     folder = pathlib.Path(config.data.default_folder)
     if config.data.train:
         return source, config

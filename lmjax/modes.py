@@ -47,22 +47,21 @@ def plan_only(config: Config, workdir: pathlib.Path) -> None:
 
 def train(config: Config, workdir: pathlib.Path) -> None:
     """Prepares, trains, evaluates and samples; goes on where the run folder stands."""
-    with StopSignal() as stop:
-        prepared = experiment.prepare_corpus(config)
-        system = experiment.build_system(config, prepared.tokenizer)
-        run = experiment.build_run(config, system, prepared)
-        with RunFolder.open(workdir, config, system) as folder:
-            logger = RunLogger(
-                workdir,
-                config.log,
-                total_steps=run.intervals.total,
-                start_step=folder.start_step,
-                writes=jax.process_index() == 0,
-            )
-            try:
-                _train(config, folder, prepared, system, run, logger, stop)
-            finally:
-                logger.close()
+    prepared = experiment.prepare_corpus(config)
+    system = experiment.build_system(config, prepared.tokenizer)
+    run = experiment.build_run(config, system, prepared)
+    with (
+        RunFolder.open(workdir, config, prepared) as folder,
+        StopSignal() as stop,
+        RunLogger(
+            workdir,
+            config.log,
+            total_steps=run.intervals.total,
+            start_step=folder.start_step,
+            writes=jax.process_index() == 0,
+        ) as logger,
+    ):
+        _train(config, folder, prepared, system, run, logger, stop)
 
 
 def evaluate(config: Config, workdir: pathlib.Path) -> None:
@@ -70,7 +69,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer)
     run = experiment.build_run(config, system, prepared)
-    with RunFolder.open(workdir, config, system, read_only=True) as folder:
+    with RunFolder.open(workdir, config, prepared, read_only=True) as folder:
         state, progress = folder.restore(run.state_maker.abstract())
         scorer = Scorer(system.model.bind, system.objective, system.mesh)
         summary = report.make(config, prepared, system, scorer, state, progress)

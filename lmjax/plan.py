@@ -79,7 +79,7 @@ def plan_lines(
         (
             "tokens",
             f"{tokens:,} per step = {config.train.batch_size} windows of "
-            f"{config.data.sequence_length}, in {run.num_microbatches} forward pass(es)",
+            f"{config.data.sequence_length}, in {run.num_microbatches} pass(es)",
         ),
         (
             "length",

@@ -4,11 +4,14 @@ import dataclasses
 import pathlib
 import re
 
+import jax
+
 from lmjax.config import serialize
 from lmjax.config.schema import Config
 from lmjax.core import trees
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.types import PyTree
+from lmjax.data.manifest import Prepared
 from lmjax.experiment import System
 from lmjax.train.checkpoints import Checkpoints
 from lmjax.train.progress import Progress
@@ -16,8 +19,7 @@ from lmjax.train.state import TrainState
 
 # Fields that say what the parameters and the data position mean.
 FIXED_FIELDS = re.compile(
-    r"seed|objective\.kind|tokenizer\.vocab_size"
-    r"|data\.(train|valid|valid_fraction|sequence_length|sample_words)"
+    r"seed|objective\.kind|tokenizer\.vocab_size|data\.sequence_length"
     r"|model\.(num_layers|width|num_heads|num_kv_heads|mlp|mlp_width|rope_theta"
     r"|norm_epsilon|qk_norm|bias|tied_embeddings|time_conditioning|condition_width)"
     r"|train\.batch_size|optim\.ema_decay"
@@ -37,7 +39,7 @@ class RunFolder:
 
     path: pathlib.Path
     config: Config
-    system: System | None
+    prepared: Prepared | None
     checkpoints: Checkpoints
     start_step: int
 
@@ -46,15 +48,15 @@ class RunFolder:
         cls,
         path: pathlib.Path,
         config: Config,
-        system: System | None,
+        prepared: Prepared | None,
         *,
         read_only: bool = False,
     ) -> "RunFolder":
         """Opens or makes a run folder.
 
         Args:
-          system: tokenizer and model of this start, or None when the folder's own
-            tokenizer is used.
+          prepared: corpus and tokenizer of this start, or None when there is none and
+            the checkpoint's tokenizer is used.
           read_only: the folder must hold a checkpoint, and nothing is written.
 
         Raises:
@@ -81,12 +83,13 @@ class RunFolder:
                 remedy="choose another folder with --workdir",
             ) from error
         start_step = _start_step(config.checkpoint.resume, checkpoints, path, read_only)
-        folder = cls(path, config, system, checkpoints, start_step)
-        if start_step and system is not None:
-            folder._check_tokenizer()
+        folder = cls(path, config, prepared, checkpoints, start_step)
+        if start_step and prepared is not None:
+            folder._check_corpus(prepared)
         if not read_only:
             checkpoints.drop_after(start_step)
-            serialize.save(config, path / "config.json")
+            if jax.process_index() == 0:
+                serialize.save(config, path / "config.json")
         return folder
 
     def __enter__(self) -> "RunFolder":
@@ -117,21 +120,28 @@ class RunFolder:
             step=progress.step,
             progress=progress.to_json(),
             config=serialize.to_dict(self.config),
-            tokenizer_model=self.system.tokenizer.model_bytes,
+            tokenizer_model=self.prepared.tokenizer.model_bytes,
+            corpus=self.prepared.folder.name,
         )
 
     def wait(self) -> None:
         """Returns once every checkpoint is on disk."""
         self.checkpoints.wait()
 
-    def _check_tokenizer(self) -> None:
-        if self.tokenizer_model() != self.system.tokenizer.model_bytes:
-            raise ConfigError(
-                "the corpus is prepared with a tokenizer that is not the checkpoint's",
-                where=f"{self.path}, step {self.start_step}",
-                remedy="restore the corpus and the tokenizer this run began with, or "
-                "train into another --workdir",
-            )
+    def _check_corpus(self, prepared: Prepared) -> None:
+        meta = self.checkpoints.meta(self.start_step)
+        if meta["tokenizer"] != prepared.tokenizer.model_bytes:
+            what = "the tokenizer is not the checkpoint's"
+        elif meta["corpus"] != prepared.folder.name:
+            what = "the corpus, or how it is split, is not what this run began with"
+        else:
+            return
+        raise ConfigError(
+            what,
+            where=f"{self.path}, step {self.start_step}; prepared: {prepared.folder}",
+            remedy="restore the corpus and the tokenizer this run began with, or train "
+            "into another --workdir",
+        )
 
     def _check_shapes(self, params: PyTree) -> None:
         saved = self.checkpoints.param_shapes(self.start_step)

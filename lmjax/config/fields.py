@@ -193,7 +193,6 @@ def _to_member(value: Any, kind: enum.EnumMeta) -> enum.Enum:
     if isinstance(value, kind):
         return value
     members = {member.value: member for member in kind}
-    members |= {member.name.lower(): member for member in kind}
     if isinstance(value, str) and value.lower() in members:
         return members[value.lower()]
     raise ValueError(f"must be one of {', '.join(member.value for member in kind)}")

@@ -154,7 +154,7 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
         name, value = _fold(match[2]), match[3]
         override = _OVERRIDE.fullmatch(name)
         takes_value = name == "config" or (
-            override and not override[1] and types.get(override[2], bool) is not bool
+            override and types.get(override[2], bool) is not bool
         )
         if value is None and takes_value and rest:
             value = rest.pop(0)

@@ -99,9 +99,8 @@ class Vocabulary(nnx.Module):
             (((hidden.ndim - 1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        never_V = (
-            jnp.zeros(head.shape[0], bool).at[jnp.array(self.unpredictable)].set(True)
-        )
+        never = jnp.array(self.unpredictable, jnp.int32)
+        never_V = jnp.zeros(head.shape[0], bool).at[never].set(True)
         return jnp.where(never_V, -jnp.inf, logits)
 
 

@@ -52,7 +52,7 @@ class Objective(Protocol):
         draws: Draws,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Negative log-likelihood of each row in nats, float32 [B], or a bound on it."""
+        """Negative log-likelihood of each row, or a bound on it: nats, float32 [B]."""
         ...
 
     def loss(

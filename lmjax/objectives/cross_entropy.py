@@ -20,7 +20,7 @@ def token_nll(
     live at once; the backward pass computes them again. Where a token is not counted
     its target may be any id, also one that is never predicted.
     """
-    batch_size, length, width = hidden_BLD.shape
+    batch_size, length = targets_BL.shape
     slice_length = max(1, min(length, chunk_tokens // batch_size))
     num_slices = -(-length // slice_length)
 

@@ -10,8 +10,9 @@ def learning_rate(
 ) -> optax.Schedule:
     """Linear warm-up to `learning_rate`, then the configured shape down to the minimum.
 
-    The minimum is reached at the last step of the run. `decay_steps` is the length of
-    the final linear decay of a warmup_stable_decay run.
+    The step after the run's last would have the minimum: even when it is 0, no step is
+    lost. `decay_steps` is the length of the final linear decay of a
+    warmup_stable_decay run.
     """
     peak, minimum = config.learning_rate, config.min_learning_rate
     warmup = optax.linear_schedule(peak / max(1, warmup_steps), peak, warmup_steps - 1)

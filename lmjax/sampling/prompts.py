@@ -87,8 +87,8 @@ class Generator:
         for prompt, tokens in zip(prompts, ids, strict=True):
             if len(tokens) + max_new_tokens > self.max_length:
                 raise ConfigError(
-                    f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones do "
-                    f"not fit the model's context of {self.max_length} tokens",
+                    f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones "
+                    f"do not fit the model's context of {self.max_length} tokens",
                     where=f"{where}: {prompt[:60]!r}",
                     remedy="shorten the prompt, or lower generate.max_new_tokens to "
                     f"{max(self.max_length - len(tokens), 0)} or less",

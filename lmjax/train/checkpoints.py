@@ -19,8 +19,8 @@ class Checkpoints:
     """The checkpoints of one run, `<folder>/<step>/`.
 
     Each holds the device state, the progress (step, words, tokens, sums), the resolved
-    config and the tokenizer. A checkpoint is written under a temporary name and gets
-    its own when it is complete.
+    config, the tokenizer and the name of the prepared corpus. A checkpoint is written
+    under a temporary name and gets its own when it is complete.
 
     Args:
       folder: where they stand.
@@ -54,6 +54,7 @@ class Checkpoints:
         progress: dict[str, Any],
         config: dict[str, Any],
         tokenizer_model: bytes,
+        corpus: str,
     ) -> None:
         """Starts writing a checkpoint; a step that is saved already is left alone.
 
@@ -66,6 +67,7 @@ class Checkpoints:
             "progress": progress,
             "config": config,
             "tokenizer": base64.b64encode(tokenizer_model).decode(),
+            "corpus": corpus,
         }
         with _explained(self.folder):
             self._manager.save(
@@ -76,7 +78,7 @@ class Checkpoints:
             )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Progress, config and tokenizer model (bytes) of a checkpoint."""
+        """Progress, config, tokenizer model (bytes) and corpus of a checkpoint."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = dict(self._manager.restore(step, args=args)["meta"])
         meta["tokenizer"] = base64.b64decode(meta["tokenizer"])

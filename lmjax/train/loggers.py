@@ -43,9 +43,9 @@ class RunLogger:
         workdir.mkdir(parents=True, exist_ok=True)
         _drop_later_lines(workdir / "metrics.jsonl", start_step)
         _drop_later_lines(workdir / "samples.jsonl", start_step)
-        self._metrics = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
-        self._samples = open(workdir / "samples.jsonl", "a", encoding="utf-8")
-        self._log = open(workdir / "log.txt", "a", encoding="utf-8")
+        self._metrics = _append(workdir / "metrics.jsonl")
+        self._samples = _append(workdir / "samples.jsonl")
+        self._log = _append(workdir / "log.txt")
         if config.tensorboard:
             self._tensorboard = _tensorboard(workdir / "tensorboard", start_step)
         if config.wandb:
@@ -59,6 +59,12 @@ class RunLogger:
                 dynamic_ncols=True,
                 bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix}",
             )
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def line(self, text: str) -> None:
         """One line for the person watching, and for log.txt."""
@@ -119,6 +125,10 @@ class RunLogger:
         if self._writes:
             for file in (self._metrics, self._samples, self._log):
                 file.close()
+
+
+def _append(path: pathlib.Path) -> TextIO:
+    return path.open("a", encoding="utf-8")
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:

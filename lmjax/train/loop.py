@@ -127,8 +127,8 @@ class _Log:
             raise UserError(
                 f"the loss is {metrics['loss_sum']} at step {self.progress.step + 1}",
                 where="training",
-                remedy="lower optim.learning_rate or optim.clip_norm, then run the same "
-                "command again: it goes on from the last checkpoint",
+                remedy="lower optim.learning_rate or optim.clip_norm, then run the "
+                "same command again: it goes on from the last checkpoint",
             )
         self.progress.add(metrics)
         self.clock.add(metrics["weight"])

@@ -64,7 +64,7 @@ class TrainStep:
             "weight": loss.weight,
             "words": jnp.sum(batch.words),
             "bytes": jnp.sum(batch.bytes),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
             **{f"{name}_sum": value for name, value in loss.metrics.items()},
         }

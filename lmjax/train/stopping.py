@@ -1,6 +1,7 @@
 """Ctrl-C and termination: finish the step, save, say how to go on."""
 
 import signal
+import sys
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,3 +34,8 @@ class StopSignal:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        print(
+            f"\n{self.name}: stopping after this step, then saving (again: at once)",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -144,6 +144,8 @@ def test_a_field_of_another_objective_says_so() -> None:
     config = Config(objective=AutoregressiveConfig())
     message = _message(load.apply_overrides, config, {"objective.schedule": "linear"})
     assert "no such field while objective is autoregressive" in message
+    message = _message(load.apply_overrides, config, {"objective.scheduel": "linear"})
+    assert "did you mean objective.schedule?" in message
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_is_set() -> None:

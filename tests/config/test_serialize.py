@@ -37,7 +37,9 @@ def test_json_keeps_every_value_and_type(config: Config) -> None:
 
 
 def test_json_holds_plain_values() -> None:
-    data = json.loads(serialize.to_json(_unusual()))
+    text = serialize.to_json(_unusual())
+    assert "über" in text  # readable, not escaped
+    data = json.loads(text)
     assert data["objective"] == {"kind": "masked_diffusion", "schedule": "linear"}
     assert data["train"]["precision"] == "bfloat16"
     assert data["data"]["train"] == ["a b.txt", "über/*.txt"]
@@ -135,6 +137,14 @@ def test_differences_are_named_by_dotted_field() -> None:
         ("train.batch_size", "256", "8"),
         ("data.train", "[]", "['a.txt']"),
     }
+
+
+def test_a_field_that_only_the_new_config_has_is_a_difference() -> None:
+    found = serialize.differences(presets.babylm(["ar"]), presets.babylm())
+    assert [(each.field, each.old, each.new) for each in found] == [
+        ("objective.kind", "autoregressive", "masked_diffusion"),
+        ("objective.schedule", None, "cosine"),
+    ]
 
 
 def test_a_difference_is_described_in_one_line() -> None:

@@ -64,19 +64,19 @@ def test_likelihoods_follow_the_chain_rule_from_bos(
     params: dict[str, Any],
     batch: Batch,
 ) -> None:
-    """Each prefix is run on its own, with nothing behind it to look at."""
+    """Each token from its own prefix, with nothing to find behind it."""
     model = make_model(causal=True)
 
     @jax.jit
-    def next_logits(params: Any, prefix: jax.Array) -> jax.Array:
+    def next_logits(params: Any, inputs: jax.Array, position: jax.Array) -> jax.Array:
         module = model.bind(params)
-        return module.logits(module(prefix))[:, -1]
+        return module.logits(module(inputs))[:, position]
 
     expected = np.zeros(3)
     for position in range(6):
-        bos = np.full((3, 1), BOS, np.int32)
-        prefix = np.concatenate([bos, batch.tokens[:, :position]], axis=1)
-        logits = np.asarray(next_logits(params, prefix), np.float64)
+        inputs = np.full((3, 6), BOS, np.int32)
+        inputs[:, 1 : position + 1] = batch.tokens[:, :position]
+        logits = np.asarray(next_logits(params, inputs, position), np.float64)
         log_partition = np.log(np.exp(logits).sum(axis=-1))
         chosen = logits[np.arange(3), batch.tokens[:, position]]
         counted = batch.weights[:, position] > 0

@@ -1,0 +1,93 @@
+"""What is decayed, what is clipped, and that a step is AdamW's."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from lmjax.config.schema import OptimConfig
+from lmjax.core import trees
+from lmjax.models.build import Model
+from lmjax.optim.optimizers import NO_DECAY, build_optimizer
+
+PARAMS = {
+    "block": {
+        "kernel": np.float32([[1.0, -2.0], [3.0, 4.0]]),
+        "bias": np.float32([1.0, -1.0]),
+        "scale": np.float32([2.0, 3.0]),
+    },
+    "vocabulary": {"table": np.float32([[5.0]]), "head": np.float32([[6.0]])},
+}
+
+
+def _step(config: OptimConfig, gradients: dict, rate: float = 0.1) -> dict:
+    optimizer = build_optimizer(config, optax.constant_schedule(rate))
+    state = optimizer.init(PARAMS)
+    updates, _ = optimizer.update(gradients, state, PARAMS)
+    return jax.tree.map(np.asarray, updates)
+
+
+def test_weight_decay_touches_kernels_and_the_head_and_nothing_else() -> None:
+    zeros = jax.tree.map(np.zeros_like, PARAMS)
+    updates = _step(OptimConfig(weight_decay=0.5), zeros)
+    for name in ("bias", "scale"):
+        np.testing.assert_array_equal(updates["block"][name], 0.0)
+    np.testing.assert_array_equal(updates["vocabulary"]["table"], 0.0)
+    decayed = (updates["block"]["kernel"], updates["vocabulary"]["head"])
+    weights = (PARAMS["block"]["kernel"], PARAMS["vocabulary"]["head"])
+    for update, weight in zip(decayed, weights, strict=True):
+        np.testing.assert_allclose(update, -0.1 * 0.5 * weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_the_mask_fits_every_parameter_of_real_models(
+    make_model: Callable[..., Model], time_conditioning: bool
+) -> None:
+    model = make_model(time_conditioning=time_conditioning, bias=True, qk_norm=True)
+    left_out = trees.mask(model.shapes, NO_DECAY)
+
+    def check(name: str, out: bool) -> None:
+        last = name.rsplit("/", 1)[-1]
+        assert last in ("kernel", "head", "scale", "bias", "table")
+        assert out == (last not in ("kernel", "head")), name
+
+    trees.map_named(check, left_out)
+
+
+def test_one_step_is_adamw_by_hand() -> None:
+    gradients = jax.tree.map(lambda leaf: 0.3 * leaf, PARAMS)
+    config = OptimConfig(
+        beta1=0.8, beta2=0.9, epsilon=0.01, weight_decay=0.2, clip_norm=0.0
+    )
+    update = _step(config, gradients)["block"]["kernel"]
+    weight = PARAMS["block"]["kernel"].astype(np.float64)
+    gradient = 0.3 * weight  # its averages, bias corrected, are it and its square
+    expected = -0.1 * (gradient / (np.abs(gradient) + 0.01) + 0.2 * weight)
+    np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    """A large epsilon makes the step proportional to the gradient, so it shows."""
+    fields = dict(weight_decay=0.0, epsilon=1e6, beta1=0.0)
+    gradients = jax.tree.map(lambda leaf: 10 * leaf, PARAMS)
+    norm = float(optax.tree.norm(gradients))
+    free = _step(OptimConfig(clip_norm=0.0, **fields), gradients)
+    clipped = _step(OptimConfig(clip_norm=2.0, **fields), gradients)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b * 2.0 / norm, rtol=1e-3),
+        clipped,
+        free,
+    )
+    loose = _step(OptimConfig(clip_norm=2 * norm, **fields), gradients)
+    jax.tree.map(np.testing.assert_array_equal, loose, free)
+
+
+def test_the_schedule_sets_the_size_of_the_step() -> None:
+    gradients = jax.tree.map(np.ones_like, PARAMS)
+    config = OptimConfig(weight_decay=0.0)
+    small, large = (_step(config, gradients, rate) for rate in (0.1, 0.3))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-5), small, large
+    )
