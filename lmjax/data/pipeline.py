@@ -118,8 +118,8 @@ def train_batches(
     def read(indices: np.ndarray) -> Batch:
         return windows.batch(indices[rows])
 
-    # Threads read ahead; over memory more than one only fight for the interpreter.
-    threads = 1 if windows.in_memory else 4
+    # Threads read ahead; more of them fight for the interpreter.
+    threads = 1 if windows.in_memory else 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     # Grain shuffles, repeats and batches the indices of windows; a whole batch is
     # then read and decoded at once, much faster than window by window.

@@ -70,17 +70,17 @@ class Corpus:
           UserError: a split has no words.
         """
         splits: dict[str, list[Part]] = {"train": [], "valid": []}
-        files = [("valid", *item) for item in self.valid.items()]
         if self.valid:
-            files += [("train", *item) for item in self.train.items()]
-        for split, name, file in files:
-            read = functools.partial(read_documents, file, name)
-            splits[split].append(Part(name, read))
-        for name, file in self.train.items() if not self.valid else ():
-            rule = HoldOut.make(file, name, self.fraction, self.seed)
-            for split in splits:
-                read = functools.partial(rule.select, file, name, split == "valid")
-                splits[split].append(Part(name, read))
+            for split, files in (("train", self.train), ("valid", self.valid)):
+                for name, file in files.items():
+                    read = functools.partial(read_documents, file, name)
+                    splits[split].append(Part(name, read))
+        else:
+            for name, file in self.train.items():
+                rule = HoldOut.make(file, name, self.fraction, self.seed)
+                for split in splits:
+                    read = functools.partial(rule.select, file, name, split == "valid")
+                    splits[split].append(Part(name, read))
         for split, parts in splits.items():
             splits[split] = [part for part in parts if next(part.read(), None)]
         for name in sorted({*self.train, *self.valid}):
@@ -116,10 +116,10 @@ class HoldOut:
             text = next(read_documents(file, source)).text
             if "\n" in text:
                 return cls(seed, cut=True)
-        # At least one document on each side; the sum of floats may be off by an ulp.
-        count = math.ceil(round(fraction * len(hashes), 9))
-        threshold = hashes[min(count, len(hashes) - 1) - 1]
-        if threshold == hashes[-1]:
+        # Rounded first: a product of floats may lie just above the whole number.
+        count = max(1, math.ceil(round(fraction * len(hashes), 9)))
+        threshold = hashes[count - 1]
+        if threshold == hashes[-1]:  # nothing would be left to train on
             smaller = [h for h in hashes if h < threshold]
             if not smaller:
                 logging.warning("%s: nothing can be held out of one text.", source)

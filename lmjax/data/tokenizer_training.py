@@ -115,7 +115,7 @@ def _explain(vocab_size: int, characters: int, message: str) -> ConfigError:
         return _wrong_size(
             f"{vocab_size} is too small: special ids, byte pieces and the characters "
             f"of this text are {found[1]} already",
-            f"more than {found[1]}",
+            f"at least {found[1]}, better some thousand more",
         )
     return ConfigError(
         f"The tokenizer could not be trained: {message}", where="tokenizer"

@@ -124,6 +124,8 @@ def test_every_source_is_in_both_splits(run):
 def test_the_share_that_is_held_out_is_the_one_asked_for(run):
     prepared = run(valid_fraction=0.5)
     assert [r.counts.documents for r in prepared.valid.records] == [20, 4]
+    prepared = run(valid_fraction=1e-12)
+    assert [r.counts.documents for r in prepared.valid.records] == [1, 1]
     prepared = run(valid_fraction=0.99)  # one document stays to train on
     assert [r.counts.documents for r in prepared.train.records] == [1, 1]
 
@@ -321,12 +323,18 @@ def _cut_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(text[: len(text) // 2])
 
 
+def _exchange_tokenizer(folder: Path) -> None:
+    model = train_sentencepiece(["another corpus of words"] * 50, 280)
+    (folder / "tokenizer.model").write_bytes(model)
+
+
 DAMAGES = {
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "half a manifest": _cut_manifest,
     "truncated shard": _truncate,
     "missing shard": lambda f: next(f.glob("*.array_record")).unlink(),
-    "other tokenizer": lambda f: (f / "tokenizer.model").write_bytes(b"x"),
+    "no tokenizer": lambda f: (f / "tokenizer.model").write_bytes(b"x"),
+    "other tokenizer": _exchange_tokenizer,
 }
 
 

@@ -89,8 +89,9 @@ def test_a_line_is_the_sum_of_its_parts(tmp_path_factory, words, limit):
         assert "".join(_texts(file, line)) == line
 
 
-def test_a_word_without_end_is_cut_between_characters(tmp_path):
-    text = "語" * 800_000
+@pytest.mark.parametrize("start", ["", " "])
+def test_a_word_without_end_is_cut_between_characters(tmp_path, start):
+    text = start + "語" * 800_000
     documents = _texts(tmp_path / "x", text)
     assert "".join(documents) == text
     assert len(documents) == 3
@@ -99,9 +100,9 @@ def test_a_word_without_end_is_cut_between_characters(tmp_path):
 def test_invalid_utf8_is_located(tmp_path):
     file = tmp_path / "latin1.txt"
     with pytest.raises(UserError) as caught:
-        _texts(file, b"good\n\nalso good\ncaf\xe9 au lait\n")
+        _texts(file, b"good\n\nalso good" + b" long" * 9000 + b"\ncaf\xe9 au lait\n")
     assert "0xe9" in caught.value.what
-    assert caught.value.where == f"{file}, line 4, byte 19"
+    assert caught.value.where == f"{file}, line 4, byte 45019"
     assert "iconv" in caught.value.remedy
 
 
