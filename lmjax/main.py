@@ -57,9 +57,18 @@ def main() -> None:
     """Runs the command line; ends with 1 or 2 and a message on a user's error."""
     try:
         argv = normalize_arguments(sys.argv)
-        source, config = _declare_config(argv)
+        source = _config_source(argv)
+        config = load_config(source)
         check_arguments(argv, config)
-        app.run(functools.partial(_run, source), argv=argv)
+        config_flags.DEFINE_config_dataclass(
+            "config",
+            config,
+            "A config file and its variants, such as configs/babylm.py:ar,nano, or a "
+            "config.json. Fields: --config.section.field=value",
+            parse_fn=load_config,
+            sys_argv=argv,
+        )
+        app.run(functools.partial(_run, source), argv=argv, flags_parser=_parse_flags)
     except UserError as error:
         print(f"lmjax: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -79,34 +88,30 @@ def main() -> None:
         sys.exit(130)
 
 
-def _declare_config(argv: Sequence[str]) -> tuple[str, Config]:
-    """Declares --config: a file, or the config of the run folder that is named.
-
-    Returns:
-      Where the config comes from, and the config before overrides.
-    """
+def _config_source(argv: Sequence[str]) -> str:
+    """What --config names, else the config of the run folder, else the main one."""
     source, folder = config_argument(argv), _argument(argv, "workdir")
-    saved = pathlib.Path(folder) / "config.json" if folder else None
-    if not source and saved and saved.exists():
-        config = load_config(str(saved))
-        config_flags.DEFINE_config_dataclass("config", config, "The run's config.")
-        return str(saved), config
+    saved = pathlib.Path(folder) / "config.json"
+    if source or (folder and saved.exists()):
+        return source or str(saved)
     mode = _argument(argv, "mode")
-    if not source and mode in ("evaluate", "generate"):
+    if mode in ("evaluate", "generate"):
         raise ConfigError(
             f"--mode {mode} needs a trained run",
             where=f"--workdir {folder}" if folder else "--workdir is not given",
             remedy="name the folder of a run with --workdir",
         )
-    source = source or DEFAULT_CONFIG
-    config = load_config(source)
-    if source.endswith(".json"):
-        config_flags.DEFINE_config_dataclass("config", config, "The config.")
-    else:
-        config_flags.DEFINE_config_file(
-            "config", source, "The config and its variants."
-        )
-    return source, config
+    return DEFAULT_CONFIG
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parsing, whose errors become ours."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(
+            str(error), where="the command line", remedy="--helpshort lists the flags"
+        ) from error
 
 
 def _argument(argv: Sequence[str], name: str) -> str:
@@ -130,7 +135,7 @@ def _run(source: str, argv: Sequence[str]) -> None:
         )
     _set_up_logging()
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    source, config = _with_corpus(source, flags.FLAGS.config, overrides)
+    source, config = _with_corpus(source, flags.FLAGS["config"].value, overrides)
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", _run_name(source)))
     # Imported late: a wrong flag should not wait for JAX.
     import jax
@@ -157,12 +162,12 @@ def _with_corpus(
 ) -> tuple[str, Config]:
     """Settles the corpus: what is configured, the default folder, or the sample."""
     folder = pathlib.Path(config.data.default_folder)
-    if config.data.train:
+    file, _, variants = source.partition(":")
+    if config.data.train or file.endswith(".json"):
         return source, config
     if folder.is_dir():
         config.data.train = (str(folder),)
         return source, config
-    file, _, variants = source.partition(":")
     print(
         f"""
 *** No corpus is configured and {folder}/ does not exist: training on the built-in

@@ -35,8 +35,16 @@ class Checkpoints:
             step_format_fixed_length=8,
             create=not read_only,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        # Named here, for Orbax only guesses the handler of an item once it is restored,
+        # and `param_shapes` asks before.
+        handlers = ocp.handlers.create_default_handler_registry(
+            state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, handler_registry=handlers
+        )
 
     def latest(self) -> int | None:
         """Newest step, or None."""
@@ -73,7 +81,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
                 ),
             )
 
@@ -86,23 +94,20 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state, in the shapes and shardings of `abstract`."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)["state"]
+        return self._restore_state(step, abstract)
 
     def param_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the saved parameters by path name."""
-        saved = self._manager.item_metadata(step)["state"]
         shapes: dict[str, tuple[int, ...]] = {}
         trees.map_named(
             lambda name, leaf: shapes.update({name: tuple(leaf.shape)}),
-            saved["params"],
+            self._saved_tree(step)["params"],
         )
         return shapes
 
     def restore_params(self, step: int, shapes: PyTree) -> PyTree:
         """The average where there is one, else the parameters, and nothing more."""
-        saved = self._manager.item_metadata(step)["state"]
-        name = "ema" if saved["ema"] else "params"
+        name = "ema" if self._saved_tree(step)["ema"] else "params"
         device = jax.local_devices()[0]
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -110,13 +115,19 @@ class Checkpoints:
             ),
             shapes,
         )
-        restore = ocp.args.PyTreeRestore(
-            {name: target},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({name: target}),
-            partial_restore=True,
+        return self._restore_state(step, {name: target}, partial=True)[name]
+
+    def _saved_tree(self, step: int) -> PyTree:
+        """The saved state as nested dicts and lists, with shapes as its leaves."""
+        return self._manager.item_metadata(step)["state"].tree
+
+    def _restore_state(self, step: int, target: PyTree, partial: bool = False) -> Any:
+        args = ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=partial,
         )
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
-        return restored["state"][name]
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`, when a run goes on from there."""
