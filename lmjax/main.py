@@ -191,9 +191,18 @@ def _run_name(source: str) -> str:
 def _set_up_logging() -> None:
     """Our own log lines as plain lines; libraries speak from warnings on."""
     logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(python_logging.Formatter("%(message)s"))
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.addFilter(_is_told)
     logging.set_verbosity(logging.INFO)
-    python_logging.getLogger().setLevel(python_logging.WARNING)
+
+
+def _is_told(record: python_logging.LogRecord) -> bool:
+    file = pathlib.Path(record.pathname)
+    if pathlib.Path(__file__).parent in file.parents:
+        return True
+    # Orbax logs the traceback of an error that it raises too, and that we explain.
+    return record.levelno >= python_logging.WARNING and "orbax" not in file.parts
 
 
 if __name__ == "__main__":

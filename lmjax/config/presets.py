@@ -101,16 +101,23 @@ def _train_nano(config: Config) -> None:
 
 
 def _use_sample_corpus(config: Config) -> None:
-    """The built-in corpus, and a run as short as its few rules need."""
+    """The built-in corpus, and a run of minutes on two CPU cores.
+
+    Many small steps learn the grammar fastest: at equal tokens a batch of 16 ends 29 %
+    above the true entropy where a batch of 32 ends 50 % above it (masked diffusion).
+    """
     config.data.train = (SAMPLE_CORPUS,)
     config.tokenizer.vocab_size = 1024
     config.data.sequence_length = 64
-    config.train.batch_size = 32
-    config.train.budget = "1000 steps"
-    config.log.every = "20 steps"
-    config.evaluate.every = "250 steps"
-    config.generate.every = "500 steps"
+    config.train.batch_size = 16
+    config.train.budget = "2000 steps"
+    config.log.every = "50 steps"
+    config.evaluate.every = "500 steps"
+    config.evaluate.batch_size = 64
+    config.evaluate.batches = 4
+    config.generate.every = "1000 steps"
     config.generate.max_new_tokens = 48
+    config.checkpoint.every = "500 steps"
 
 
 def _reject_unknown(names: Sequence[str]) -> None:

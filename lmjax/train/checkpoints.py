@@ -2,7 +2,9 @@
 
 import base64
 import errno
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -36,6 +38,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
+            cleanup_tmp_directories=not read_only,
         )
         # Named here, for Orbax only guesses the handler of an item once it is restored,
         # and `param_shapes` asks before.
@@ -67,7 +70,8 @@ class Checkpoints:
         """Starts writing a checkpoint; a step that is saved already is left alone.
 
         Raises:
-          UserError: when this or an earlier write failed for want of space.
+          UserError: when there is no space for it, or an earlier write failed for want
+            of it.
         """
         if step in self._manager.all_steps():
             return
@@ -78,6 +82,10 @@ class Checkpoints:
             "corpus": corpus,
         }
         with _explained(self.folder):
+            # Asked before: a write that fails half-way fills the terminal with the
+            # tracebacks of its threads.
+            if shutil.disk_usage(self.folder).free < trees.num_bytes(state):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import sys
 from typing import Any, TextIO
@@ -143,7 +144,10 @@ def _drop_later_lines(path: pathlib.Path, step: int) -> None:
             keep = False
         if keep:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    # In one go: on a full disk the old lines stay.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _tensorboard(folder: pathlib.Path, start_step: int) -> Any:
