@@ -17,6 +17,7 @@ from lmjax.doctor import flops, memory
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import Run, System
 from lmjax.run_folder import RunFolder
+from lmjax.sampling.prompts import Generator
 from lmjax.train import loop
 from lmjax.train.clock import Clock
 from lmjax.train.loggers import RunLogger
@@ -50,6 +51,11 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer)
     run = experiment.build_run(config, system, prepared)
+    if run.intervals.generate:
+        # Now rather than when the first text is written.
+        _generator(config, system).check(
+            config.generate.prompts, config.generate.max_new_tokens
+        )
     with (
         RunFolder.open(workdir, config, prepared) as folder,
         StopSignal() as stop,
@@ -82,9 +88,7 @@ def generate(config: Config, workdir: pathlib.Path) -> None:
     with RunFolder.open(workdir, config, None, read_only=True) as folder:
         tokenizer = SentencePieceTokenizer(folder.tokenizer_model())
         system = experiment.build_system(config, tokenizer)
-        generator = experiment.build_generator(
-            config.generate, system, max_length=config.model.max_length
-        )
+        generator = _generator(config, system)
         params = folder.restore_params(system)
         samples = generator(
             params,
@@ -177,9 +181,7 @@ def _hooks(
     save: Any,
 ) -> loop.Hooks:
     """Evaluation, sampling and saving at intervals."""
-    generator = experiment.build_generator(
-        config.generate, system, max_length=config.model.max_length
-    )
+    generator = _generator(config, system)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         batches = experiment.eval_batches(config, prepared, config.evaluate.batches)
@@ -212,6 +214,12 @@ def _hooks(
         logger.text(step, "samples", texts)
 
     return loop.Hooks(evaluate=evaluate, generate=generate, save=save)
+
+
+def _generator(config: Config, system: System) -> Generator:
+    return experiment.build_generator(
+        config.generate, system, max_length=config.model.max_length
+    )
 
 
 def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:

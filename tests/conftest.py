@@ -1,52 +1,65 @@
 """Eight fake CPU devices for every test, and tiny models to try things on."""
 
+import dataclasses
 import getpass
+import importlib.metadata
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported: it reads these once. Tests wait for the compiler far longer than
+# jax reads these once, when it is imported. Tests wait for the compiler far longer than
 # for what it makes, so it is told not to try hard.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = {
     "xla_force_host_platform_device_count": "8",
     "xla_backend_optimization_level": "0",
 }
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Halves the time of all tests; later versions do not know the flag, and abort.
+    _flags["xla_cpu_use_fusion_emitters"] = "false"
 for _name, _value in _flags.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
-        )
+        _given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{_given} --{_name}={_value}".strip()
 
+# ruff: noqa: E402
 import jax
 import numpy as np
+import optax
 import pytest
 
-from lmjax.config.schema import MLPKind, ModelConfig
-from lmjax.core import trees
+from lmjax.config.schema import MLPKind, ModelConfig, OptimConfig, ParallelConfig
+from lmjax.core import rng, trees
+from lmjax.data.batch import Batch
+from lmjax.diffusion.process import MaskProcess
+from lmjax.diffusion.schedules import CosineSchedule
 from lmjax.models.attention_kernels import library_attention
 from lmjax.models.build import Model, build_model
 from lmjax.models.transformer import Setting
+from lmjax.objectives.autoregressive import Autoregressive
+from lmjax.objectives.masked_diffusion import MaskedDiffusion
+from lmjax.optim.optimizers import build_optimizer
+from lmjax.parallel import hosts, rules
+from lmjax.parallel.mesh import build_mesh
+from lmjax.train.state import StateMaker, TrainState
+from lmjax.train.step import TrainStep
+
 
 def _cache_folder() -> Path:
-    """Where compiled programs are kept; one folder per test process and user.
-
-    jax does not write the files of its cache atomically, so two processes that share
-    a folder can read half a program.
-    """
+    """Where compiled programs are kept from one run to the next."""
     given = os.environ.get("LMJAX_TEST_CACHE")
     temporary = Path(tempfile.gettempdir()) / f"lmjax-jax-cache-{getpass.getuser()}"
-    folder = Path(given) if given else temporary
-    return folder / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    return Path(given) if given else temporary
 
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    # A file that was cut off by Ctrl-C is compiled again, which is no failure.
+    # jax does not write these files atomically: one that another process is still
+    # writing, or that Ctrl-C cut off, is noticed and compiled again. No failure.
     config.addinivalue_line(
         "filterwarnings", "ignore:Error (reading|writing) persistent compilation cache"
     )
@@ -103,5 +116,100 @@ def random_params() -> Callable[..., Any]:
             return (values + name.endswith("scale")).astype(shape.dtype)
 
         return trees.map_named(draw, model.shapes)
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A compiled step of a tiny model, with what surrounds it."""
+
+    model: Model
+    maker: StateMaker
+    step: TrainStep
+    seed: int = 0
+
+    def start(self) -> TrainState:
+        return self.maker.make(rng.stream(self.seed, "init"))
+
+    def batch(self, number: int) -> Batch:
+        """16 windows of 12 tokens on the mesh; the last four end in padding."""
+        generator = np.random.default_rng(number)
+        tokens = 3 + np.minimum(generator.geometric(0.15, size=(16, 12)), 27)
+        lengths = np.array([12] * 12 + [11, 7, 4, 1])
+        real = np.arange(12) < lengths[:, None]
+        batch = Batch(
+            tokens=np.where(real, tokens, 0).astype(np.int32),
+            weights=real.astype(np.float32),
+            words=real.astype(np.int32),
+            bytes=(2 * real).astype(np.int32),
+            source=np.zeros(16, np.int32),
+        )
+        return hosts.to_global(batch, rules.batch_sharding(self.maker.mesh))
+
+    def run(self, num_steps: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """The state after so many steps, and each figure of every step."""
+        state = self.start()
+        step = self.step.compile(state, self.batch(0), self.maker.mesh)
+        figures = []
+        for number in range(num_steps):
+            state, metrics = step(state, self.batch(number))
+            figures.append(jax.device_get(metrics))
+        return state, {
+            name: np.stack([f[name] for f in figures]) for name in figures[0]
+        }
+
+
+@pytest.fixture(scope="session")
+def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
+    """Makes a Training of an objective on a mesh; other keywords go to the model."""
+
+    def make(
+        objective: str,
+        *,
+        mesh: tuple[int, int, int] = (1, 1, 1),
+        num_microbatches: int = 1,
+        ema_decay: float = 0.9,
+        dropout: float = 0.0,
+        seed: int = 0,
+        **model_fields: Any,
+    ) -> Training:
+        causal = objective == "autoregressive"
+        model = make_model(
+            causal=causal,
+            num_kv_heads=4 if causal else 2,
+            dropout=dropout,
+            **model_fields,
+        )
+        process = MaskProcess(mask_id=2, schedule=CosineSchedule())
+        schedule = optax.constant_schedule(0.01)
+        optimizer = build_optimizer(OptimConfig(), schedule)
+        data, fsdp, tensor = mesh
+        return Training(
+            model=model,
+            maker=StateMaker(
+                init=model.init,
+                names=model.names,
+                optimizer=optimizer,
+                use_ema=ema_decay > 0,
+                mesh=build_mesh(
+                    ParallelConfig(data=data, fsdp=fsdp, tensor=tensor),
+                    jax.devices()[: data * fsdp * tensor],
+                ),
+            ),
+            step=TrainStep(
+                bind=model.bind,
+                objective=Autoregressive(bos_id=1, chunk_tokens=64)
+                if causal
+                else MaskedDiffusion(process=process, chunk_tokens=64),
+                optimizer=optimizer,
+                schedule=schedule,
+                ema_decay=ema_decay,
+                num_microbatches=num_microbatches,
+                use_dropout=dropout > 0,
+                seed=seed,
+            ),
+            seed=seed,
+        )
 
     return make

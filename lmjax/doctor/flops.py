@@ -1,5 +1,6 @@
 """Floating-point operations: what a token costs, what the hardware could do."""
 
+import re
 import time
 
 import jax
@@ -41,7 +42,7 @@ def peak_flops(device: jax.Device) -> float:
     if device.platform == "cpu":
         return _measured_matmul_flops()
     for kind, flops in PEAK_FLOPS.items():
-        if kind in device.device_kind:
+        if re.search(rf"{kind}(?!\d)", device.device_kind):  # an L40 is no L4
             return flops
     return 0.0
 

@@ -15,7 +15,7 @@ from lmjax.diffusion.schedules import sigma
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion
 
-ROWS = 512  # rows per compiled batch
+ROWS = 512  # rows per compiled batch, or a few more so that the devices divide them
 LENGTH_MULTIPLE = 16  # rows are padded to a multiple of this
 
 
@@ -64,7 +64,10 @@ def evaluate_pairs(
     expand = _masked_rows if pseudo else _whole_rows
     sentences = [ids for pair in pairs for ids in (pair.good, pair.bad)]
     scores = np.zeros(len(sentences))
-    for owners, batch, draws in _batches(sentences, expand, eos_id, pad_id, pseudo):
+    rows = ROWS + -ROWS % scorer.mesh.size
+    for owners, batch, draws in _batches(
+        sentences, expand, eos_id, pad_id, pseudo, rows
+    ):
         nll = np.asarray(scorer.nll_B(params, batch, draws), np.float64)
         np.subtract.at(scores, owners, nll[: len(owners)])
     right = scores[0::2] > scores[1::2]
@@ -97,6 +100,7 @@ def _batches(
     eos_id: int,
     pad_id: int,
     pseudo: bool,
+    rows: int,
 ) -> Iterator[tuple[np.ndarray, Batch, Any]]:
     """(sentence of each row, batch, draws), all batches in one shape.
 
@@ -113,14 +117,14 @@ def _batches(
             tokens.append(row)
             real.append(np.arange(1, len(ids) + 2))
             counted.append(np.pad(chosen, (1, length - 1 - chosen.size)))
-    for start in range(0, len(owners), ROWS):
-        rows = slice(start, start + ROWS)
-        weights = np.zeros((ROWS, length), np.float32)
-        canvas = np.full((ROWS, length), pad_id, np.int32)
-        masked = np.zeros((ROWS, length), bool)
-        canvas[: len(owners[rows])] = np.stack(tokens[rows])
-        masked[: len(owners[rows])] = np.stack(counted[rows])
-        for i, positions in enumerate(real[rows]):
+    for start in range(0, len(owners), rows):
+        chosen = slice(start, start + rows)
+        weights = np.zeros((rows, length), np.float32)
+        canvas = np.full((rows, length), pad_id, np.int32)
+        masked = np.zeros((rows, length), bool)
+        canvas[: len(owners[chosen])] = np.stack(tokens[chosen])
+        masked[: len(owners[chosen])] = np.stack(counted[chosen])
+        for i, positions in enumerate(real[chosen]):
             weights[i, positions] = 1.0
         zeros = np.zeros_like(canvas)
         batch = Batch(
@@ -128,12 +132,12 @@ def _batches(
             weights=weights,
             words=zeros,
             bytes=zeros,
-            source=np.zeros(ROWS, np.int32),
+            source=np.zeros(rows, np.int32),
         )
         draws = None
         if pseudo:
             rate = 1.0 / np.maximum(weights.sum(axis=1), 1.0)
             draws = MaskDraws(
-                jnp.asarray(masked), jnp.ones(ROWS), sigma(jnp.asarray(rate))
+                jnp.asarray(masked), jnp.ones(rows), sigma(jnp.asarray(rate))
             )
-        yield np.asarray(owners[rows]), batch, draws
+        yield np.asarray(owners[chosen]), batch, draws

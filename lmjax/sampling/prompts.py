@@ -49,7 +49,6 @@ class Generator:
         *,
         num_samples: int,
         max_new_tokens: int,
-        where: str = "generate.prompts",
     ) -> list[Sample]:
         """`num_samples` texts for each prompt; no prompts means one empty prompt.
 
@@ -61,9 +60,7 @@ class Generator:
         prompts = [p for p in (prompts or ("",)) for _ in range(num_samples)]
         if not prompts:
             return []
-        eos = self.tokenizer.special.eos
-        ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
-        self._check_lengths(prompts, ids, max_new_tokens, where)
+        ids = self._encode(prompts, max_new_tokens)
         lengths_B = np.array([len(row) for row in ids], np.int32)
         length = min(int(lengths_B.max()) + max_new_tokens, self.max_length)
         canvas_BL = np.full((len(ids), length), self.tokenizer.special.pad, np.int32)
@@ -77,22 +74,25 @@ class Generator:
             for prompt, given, tokens in zip(prompts, ids, filled_BL, strict=True)
         ]
 
-    def _check_lengths(
-        self,
-        prompts: Sequence[str],
-        ids: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        where: str,
-    ) -> None:
+    def check(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+        """Raises ConfigError when a prompt leaves no room for the new tokens."""
+        self._encode(prompts or ("",), max_new_tokens)
+
+    def _encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Tokens of each prompt behind the end of a document, if they fit."""
+        eos = self.tokenizer.special.eos
+        ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
         for prompt, tokens in zip(prompts, ids, strict=True):
-            if len(tokens) + max_new_tokens > self.max_length:
+            room = self.max_length - len(tokens)
+            if max_new_tokens > room:
+                remedy = f", or lower generate.max_new_tokens to {room} or less"
                 raise ConfigError(
                     f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones "
                     f"do not fit the model's context of {self.max_length} tokens",
-                    where=f"{where}: {prompt[:60]!r}",
-                    remedy="shorten the prompt, or lower generate.max_new_tokens to "
-                    f"{max(self.max_length - len(tokens), 0)} or less",
+                    where=f"generate.prompts: {prompt[:60]!r}",
+                    remedy="shorten the prompt" + (remedy if room > 0 else ""),
                 )
+        return ids
 
     def _text(self, tokens: np.ndarray, prompt_length: int, max_new: int) -> str:
         """Prompt and continuation up to the end of the document."""

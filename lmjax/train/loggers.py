@@ -42,6 +42,8 @@ class RunLogger:
         if not writes:
             return
         workdir.mkdir(parents=True, exist_ok=True)
+        if config.wandb:  # first, for it may be missing
+            self._wandb = _wandb(config, workdir)
         _drop_later_lines(workdir / "metrics.jsonl", start_step)
         _drop_later_lines(workdir / "samples.jsonl", start_step)
         self._metrics = _append(workdir / "metrics.jsonl")
@@ -49,8 +51,6 @@ class RunLogger:
         self._log = _append(workdir / "log.txt")
         if config.tensorboard:
             self._tensorboard = _tensorboard(workdir / "tensorboard", start_step)
-        if config.wandb:
-            self._wandb = _wandb(config, workdir)
         if self._stream.isatty():
             self._bar = tqdm(
                 total=total_steps,
@@ -137,7 +137,8 @@ def _drop_later_lines(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines, for a text in a line may hold a separator of Unicode.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             keep = json.loads(line)["step"] <= step
         except (ValueError, KeyError):  # half a line, from a process that was killed

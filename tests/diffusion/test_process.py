@@ -67,4 +67,6 @@ def test_many_small_steps_leave_as_many_masked_as_one_large_step(
     assert ((steps > 0) & (steps < 1)).all()
     expected = 1 - process.reveal_probability(grid[0], grid[-1])
     assert np.prod(steps) == pytest.approx(float(expected), rel=1e-5)
-    assert float(expected) == pytest.approx(float(schedule.mask_rate(grid[-1])), rel=1e-5)
+    assert float(expected) == pytest.approx(
+        float(schedule.mask_rate(grid[-1])), rel=1e-5
+    )

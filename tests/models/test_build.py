@@ -38,7 +38,9 @@ def test_every_dimension_of_every_parameter_has_a_known_name(
     stacked = jax.tree.leaves(model.names["blocks"], is_leaf=_is_names)
     assert all(names[0] == "layers" for names in stacked)
     rest = [model.names[name] for name in model.names if name != "blocks"]
-    assert all("layers" not in names for names in jax.tree.leaves(rest, is_leaf=_is_names))
+    assert all(
+        "layers" not in names for names in jax.tree.leaves(rest, is_leaf=_is_names)
+    )
 
 
 def _is_names(leaf: Any) -> bool:
@@ -65,12 +67,13 @@ def test_initial_parameters_have_the_promised_shapes_and_follow_the_key(
     make_model: Callable[..., Model],
 ) -> None:
     model = make_model(time_conditioning=True)
-    params = jax.jit(model.init)(jax.random.key(0))
+    init = jax.jit(model.init)
+    params = init(jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), model.shapes
     )
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    again, other = jax.jit(model.init)(jax.random.key(0)), model.init(jax.random.key(1))
+    again, other = init(jax.random.key(0)), init(jax.random.key(1))
     kernel = ("blocks", "mlp", "up", "kernel")
     values = []
     for tree in (params, again, other):

@@ -63,7 +63,9 @@ def test_mlp_agrees_with_its_formula(kind: MLPKind, use_bias: bool) -> None:
         gate = project(mlp.gate, x.astype(np.float64))
         inner = gate / (1 + np.exp(-gate)) * up
     else:
-        inner = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        inner = (
+            0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        )
     np.testing.assert_allclose(mlp(x), project(mlp.down, inner), atol=1e-6)
 
 

@@ -110,7 +110,9 @@ def test_the_loss_is_the_sum_of_the_rows(
     loss = jax.jit(
         lambda params: objective.loss(model.bind(params), batch, None, None)
     )(params)
-    assert float(loss.total) == pytest.approx(float(np.sum(nll(params, batch))), rel=1e-6)
+    assert float(loss.total) == pytest.approx(
+        float(np.sum(nll(params, batch))), rel=1e-6
+    )
 
 
 def test_padding_and_what_it_holds_change_nothing(

@@ -174,7 +174,9 @@ def test_every_estimator_has_the_bound_as_its_mean(
         return means / per_sequence
 
     keys = jax.random.split(jax.random.key(0), NUM_BATCHES)
-    run_all = jax.jit(lambda table, keys: jax.lax.map(lambda key: run(table, key), keys))
+    run_all = jax.jit(
+        lambda table, keys: jax.lax.map(lambda key: run(table, key), keys)
+    )
     means = np.asarray(run_all(table, keys), np.float64)
     errors = means.std(axis=0, ddof=1) / math.sqrt(NUM_BATCHES)
     expected = [_bound(table, x) for x in chosen]
@@ -192,7 +194,9 @@ def test_counting_exactly_varies_less_than_drawing_times(table: np.ndarray) -> N
         counted = objective.draw_evaluation(batch, key, positions)
         timed = objective.draw(batch, key)
         model = TableModel(table)
-        return tuple(jnp.std(objective.nll_B(model, batch, d)) for d in (counted, timed))
+        return tuple(
+            jnp.std(objective.nll_B(model, batch, d)) for d in (counted, timed)
+        )
 
     counted, timed = run(table, jax.random.key(0))
     assert counted < 0.7 * timed

@@ -14,9 +14,7 @@ PEAK, MINIMUM, TOTAL, WARMUP, DECAY = 0.1, 0.01, 100, 20, 16
 def _rates(
     kind: LearningRateKind, *, warmup: int = WARMUP, total: int = TOTAL
 ) -> np.ndarray:
-    config = OptimConfig(
-        learning_rate=PEAK, min_learning_rate=MINIMUM, schedule=kind
-    )
+    config = OptimConfig(learning_rate=PEAK, min_learning_rate=MINIMUM, schedule=kind)
     schedule = learning_rate(
         config, total_steps=total, warmup_steps=warmup, decay_steps=DECAY
     )

@@ -1,0 +1,73 @@
+"""How many devices there are, and how they share the work, changes nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax.core import trees
+
+MESHES = {"data": (8, 1, 1), "all axes": (2, 2, 2)}
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "masked_diffusion"])
+def test_eight_devices_train_as_one(
+    objective: str, make_training: Callable[..., Any]
+) -> None:
+    """Five steps: the same losses, gradient norms, masks and parameters."""
+    expected_state, expected = make_training(objective).run(5)
+    assert len(set(expected["loss_sum"].tolist())) == 5
+    for mesh, sizes in MESHES.items():
+        state, figures = make_training(objective, mesh=sizes).run(5)
+        for name, values in expected.items():
+            np.testing.assert_allclose(
+                figures[name], values, rtol=1e-5, err_msg=f"{name}, {mesh}"
+            )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            jax.device_get((state.params, state.ema)),
+            jax.device_get((expected_state.params, expected_state.ema)),
+        )
+
+
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_parameters_moments_and_average_are_really_split(
+    time_conditioning: bool, make_training: Callable[..., Any]
+) -> None:
+    kind = "masked_diffusion" if time_conditioning else "autoregressive"
+    training = make_training(
+        kind, mesh=(2, 2, 2), bias=True, time_conditioning=time_conditioning
+    )
+    state = training.start()
+    adam = state.opt_state[1][0]
+
+    def check(name: str, param: jax.Array, *others: jax.Array) -> None:
+        shard = param.addressable_shards[0].data
+        share = param.size // shard.size
+        if name.endswith(("kernel", "table", "head")) and "noise" not in name:
+            # Modulations have no dimension for the tensor axis.
+            assert share == (2 if "modulation" in name else 4), name
+        for other in others:
+            assert other.sharding == param.sharding, name
+
+    jax.tree.map(
+        check,
+        trees.map_named(lambda name, _: name, state.params),
+        state.params,
+        state.ema,
+        adam.mu,
+        adam.nu,
+    )
+    assert state.step.sharding.is_fully_replicated
+
+
+def test_initial_parameters_do_not_depend_on_the_mesh(
+    make_training: Callable[..., Any],
+) -> None:
+    one, eight = (
+        jax.device_get(make_training("autoregressive", mesh=mesh).start().params)
+        for mesh in ((1, 1, 1), (2, 2, 2))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, eight)

@@ -1,0 +1,97 @@
+"""Tokens are drawn from exactly the law that temperature, top-k and top-p leave."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from lmjax.sampling.logits import TokenSampler
+
+
+def _logits(probabilities: list[float]) -> jax.Array:
+    return jnp.log(jnp.array(probabilities))
+
+
+def _kept(sampler: TokenSampler, probabilities: list[float]) -> set[int]:
+    restricted = np.asarray(sampler.restrict(_logits(probabilities)))
+    return set(np.flatnonzero(np.isfinite(restricted)).tolist())
+
+
+def _counts(
+    sampler: TokenSampler, logits: jax.Array, num_draws: int, seed: int = 0
+) -> np.ndarray:
+    rows = jnp.broadcast_to(logits, (num_draws, *logits.shape))
+    draws = jax.jit(sampler)(jax.random.key(seed), rows)
+    assert draws.dtype == jnp.int32
+    return np.bincount(np.asarray(draws), minlength=logits.shape[-1])
+
+
+def test_temperature_zero_takes_the_most_probable_token() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
+    sampler = TokenSampler(temperature=0.0, top_k=3, top_p=0.5)
+    drawn = sampler(jax.random.key(0), jnp.asarray(logits))
+    np.testing.assert_array_equal(drawn, logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(1e-6, {0}), (0.5, {0}), (0.7, {0, 1}), (0.95, {0, 1}), (1.0, {0, 1})],
+)
+def test_top_p_keeps_the_smallest_set_with_that_mass(
+    top_p: float, kept: set[int]
+) -> None:
+    """Standard nucleus sampling: the token that crosses p stays."""
+    assert _kept(TokenSampler(top_p=top_p), [0.6, 0.4]) == kept
+
+
+def test_top_p_looks_for_tokens_wherever_they_stand() -> None:
+    sampler = TokenSampler(top_p=0.7)
+    assert _kept(sampler, [0.1, 0.3, 0.05, 0.5, 0.05]) == {1, 3}
+
+
+def test_tokens_as_probable_as_the_last_one_kept_stay_too() -> None:
+    assert _kept(TokenSampler(top_p=0.7), [0.5, 0.2, 0.2, 0.1]) == {0, 1, 2}
+    assert _kept(TokenSampler(top_k=2), [0.5, 0.2, 0.2, 0.1]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "kept"), [(0, {0, 1, 2, 3}), (1, {2}), (3, {0, 1, 2}), (9, {0, 1, 2, 3})]
+)
+def test_top_k_keeps_the_k_most_probable(top_k: int, kept: set[int]) -> None:
+    assert _kept(TokenSampler(top_k=top_k), [0.2, 0.3, 0.4, 0.1]) == kept
+
+
+def test_top_p_counts_the_mass_of_what_top_k_left() -> None:
+    """Of 0.5 and 0.3 alone the first has 0.625."""
+    assert _kept(TokenSampler(top_k=2, top_p=0.6), [0.5, 0.3, 0.2]) == {0}
+    assert _kept(TokenSampler(top_p=0.6), [0.5, 0.3, 0.2]) == {0, 1}
+
+
+def test_rows_are_restricted_each_by_itself() -> None:
+    rows = jnp.stack([_logits([0.9, 0.1]), _logits([0.5, 0.5]), _logits([0.1, 0.9])])
+    kept = np.isfinite(TokenSampler(top_p=0.8).restrict(rows))
+    np.testing.assert_array_equal(kept, [[True, False], [True, True], [False, True]])
+
+
+def test_draws_follow_their_law_down_to_a_rare_token() -> None:
+    """A million draws; one token has probability 1e-5, another none at all."""
+    law = np.array([0.6, 0.3, 0.09999, 1e-5, 0.0])
+    logits = jnp.where(law > 0, jnp.log(law), -jnp.inf)
+    counts = _counts(TokenSampler(), logits, 1_000_000)
+    assert counts[4] == 0
+    assert stats.chisquare(counts[:4], 1_000_000 * law[:4]).pvalue > 1e-3
+
+
+def test_temperature_restriction_and_draw_make_one_law() -> None:
+    law = np.array([0.4, 0.3, 0.2, 0.1])
+    hot = law**0.5 / np.sum(law**0.5)  # temperature 2 divides the logits
+    expected = np.where(np.arange(4) < 3, hot, 0) / hot[:3].sum()
+    sampler = TokenSampler(temperature=2.0, top_p=0.8)
+    assert hot[:2].sum() < 0.8 < hot[:3].sum() and law[:2].sum() < 0.8
+    counts = _counts(sampler, jnp.log(jnp.array(law)), 100_000)
+    assert counts[3] == 0
+    assert stats.chisquare(counts[:3], 100_000 * expected[:3]).pvalue > 1e-3
+    # The test can tell: the same draws do not follow the law without temperature.
+    cold = law[:3] / law[:3].sum()
+    assert stats.chisquare(counts[:3], 100_000 * cold).pvalue < 1e-9

@@ -1,0 +1,45 @@
+"""The initial state is what was planned, and its average stands apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+
+def _leaf_facts(leaf: Any) -> tuple:
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_state_is_made_as_planned(
+    ema_decay: float, make_training: Callable[..., Any]
+) -> None:
+    maker = make_training("masked_diffusion", mesh=(2, 2, 2), ema_decay=ema_decay).maker
+    planned = maker.abstract()
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(planned))
+    state = maker.make(jax.random.key(0))
+    assert jax.tree.map(_leaf_facts, state) == jax.tree.map(_leaf_facts, planned)
+    assert int(state.step) == 0
+    assert bool(state.ema) == (ema_decay > 0)
+
+
+def test_evaluation_takes_the_average_where_there_is_one(
+    make_training: Callable[..., Any],
+) -> None:
+    averaged = make_training("autoregressive").start()
+    assert averaged.evaluation_params is averaged.ema
+    plain = make_training("autoregressive", ema_decay=0.0).start()
+    assert plain.evaluation_params is plain.params
+
+
+def test_the_average_starts_as_a_copy(make_training: Callable[..., Any]) -> None:
+    """A buffer that stood for both could not be donated."""
+    state = make_training("autoregressive").start()
+
+    def check(param: jax.Array, average: jax.Array) -> None:
+        np.testing.assert_array_equal(param, average)
+        assert param.unsafe_buffer_pointer() != average.unsafe_buffer_pointer()
+
+    jax.tree.map(check, state.params, state.ema)
