@@ -3,12 +3,16 @@
 import ast
 import dataclasses
 import itertools
+import types
 from pathlib import Path
 
+import jax
 import pytest
 
+from lmjax import experiment
 from lmjax.config import checks, fields, load, presets, serialize
 from lmjax.config.schema import Config
+from lmjax.data.batch import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -39,6 +43,33 @@ def test_config_loads_passes_its_checks_and_survives_json(spelling: str) -> None
     again = serialize.from_json(serialize.to_json(config))
     assert again == config
     assert repr(again) == repr(config)
+
+
+@pytest.mark.parametrize("spelling", _spellings())
+def test_one_step_of_the_config_fits_together(spelling: str) -> None:
+    """Shapes alone: the whole model, the whole batch, one step, nothing allocated."""
+    config = load.load_config(str(ROOT / "configs" / spelling))
+    vocab_size = config.tokenizer.vocab_size
+    tokenizer = types.SimpleNamespace(
+        vocab_size=vocab_size,
+        unpredictable=(1, 3, 4),
+        special=types.SimpleNamespace(bos=1, eos=2, mask=4),
+    )
+    counts = types.SimpleNamespace(windows=1000, tokens=64_000, words=50_000)
+    prepared = types.SimpleNamespace(train=types.SimpleNamespace(counts=counts))
+    system = experiment.build_system(config, tokenizer, jax.devices()[:1])
+    run = experiment.build_run(config, system, prepared)
+    state = run.state_maker.abstract()
+    batch = synthetic(config.train.batch_size, config.data.sequence_length)
+    after, metrics = jax.eval_shape(run.step, state, batch)
+    assert jax.tree.map(_shape, after) == jax.tree.map(_shape, state)
+    assert metrics["loss_sum"].shape == ()
+    assert system.num_predictable == vocab_size - 3
+    assert config.data.sequence_length <= config.model.max_length
+
+
+def _shape(leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], str]:
+    return leaf.shape, leaf.dtype.name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
