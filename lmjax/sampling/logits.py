@@ -14,6 +14,8 @@ class TokenSampler:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: keeps the k most probable tokens; 0 keeps all.
       top_p: keeps the smallest set of tokens whose mass reaches p, at least one.
+
+    Tokens exactly as probable as the last one that is kept stay too.
     """
 
     temperature: float = 1.0

@@ -1,10 +1,12 @@
 """Checkpoints: Orbax writes them in the background, and only whole ones count."""
 
 import base64
+import contextlib
 import errno
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -81,7 +83,7 @@ class Checkpoints:
             "tokenizer": base64.b64encode(tokenizer_model).decode(),
             "corpus": corpus,
         }
-        with _explained(self.folder):
+        with _full_disk_explained(self.folder):
             # Asked before: a write that fails half-way fills the terminal with the
             # tracebacks of its threads.
             if shutil.disk_usage(self.folder).free < trees.num_bytes(state):
@@ -145,7 +147,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what the writer raised."""
-        with _explained(self.folder):
+        with _full_disk_explained(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -154,27 +156,28 @@ class Checkpoints:
         self._manager.close()
 
 
-class _explained:
-    """Turns a full disk into a message; everything else passes through."""
+@contextlib.contextmanager
+def _full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk into a message; every other error passes through."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if not _is_full_disk(error):
+            raise
+        raise UserError(
+            "the disk is full: the checkpoint could not be written",
+            where=str(folder),
+            remedy="free some space or lower checkpoint.keep, then run the same "
+            "command again: it goes on from the last whole checkpoint",
+        ) from error
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        while error is not None:
-            text = str(error)
-            full = isinstance(error, OSError) and error.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-            )
-            if full or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-                raise UserError(
-                    "the disk is full: the checkpoint could not be written",
-                    where=str(self.folder),
-                    remedy="free some space or lower checkpoint.keep, then run the "
-                    "same command again: it goes on from the last whole checkpoint",
-                ) from error
-            error = error.__cause__ or error.__context__
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says so by number or in words."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

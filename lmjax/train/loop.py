@@ -168,7 +168,7 @@ def format_line(step: int, total: int, values: dict[str, float]) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Seconds as "48 s", "3:20" or "5:03:20"."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

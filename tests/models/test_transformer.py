@@ -248,3 +248,20 @@ def test_dropout_needs_a_key_and_follows_it(
     np.testing.assert_array_equal(
         _hidden(model)(params, TOKENS), _hidden(plain)(params, TOKENS)
     )
+
+
+def test_residual_branches_are_dropped_too(
+    make_model: MakeModel, random_params: RandomParams
+) -> None:
+    """With an embedding of zeros only the branches, fed by biases, have anything."""
+    model = make_model(dropout=0.5, bias=True)
+    params = random_params(model)
+    params["vocabulary"]["table"] = np.zeros_like(params["vocabulary"]["table"])
+
+    @jax.jit
+    def dropped(params: Any, key: jax.Array) -> jax.Array:
+        return model.bind(params)(TOKENS, dropout_key=key)
+
+    one, other = (dropped(params, jax.random.key(seed)) for seed in (0, 1))
+    assert np.abs(one - other).max() > 0.1
+    assert np.abs(one[0] - one[1]).max() > 0.1, "rows share their mask"

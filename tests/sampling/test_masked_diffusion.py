@@ -183,15 +183,17 @@ def test_the_entropy_of_samples_does_not_depend_on_the_number_of_steps() -> None
     entropy = -np.sum(law * np.log(law))
     fixed = jnp.append(jnp.log(jnp.array(law, jnp.float32)), -jnp.inf)
     canvas = np.zeros((32, 16), np.int32)
-    for steps in (4, 32):
+    for steps in (2, 32):
         sampler = MaskedDiffusionSampler(
             bind=FixedModel,
             process=MaskProcess(mask_id=5000, schedule=LinearSchedule()),
             steps=steps,
             draw=TokenSampler(),
         )
-        found = jax.jit(sampler)(fixed, jax.random.key(3), canvas, canvas > 0)
+        # Half a billion logarithms: here the compiler may try hard.
+        fill = jax.jit(sampler, compiler_options={"xla_backend_optimization_level": 3})
+        found = fill(fixed, jax.random.key(3), canvas, canvas > 0)
         surprisal = -np.log(law[np.asarray(found)])
         error = surprisal.std() / np.sqrt(surprisal.size)
         assert error < 0.02 * entropy, "no power"
-        assert abs(surprisal.mean() - entropy) < 0.02 * entropy + error
+        assert abs(surprisal.mean() - entropy) < 2.5 * error

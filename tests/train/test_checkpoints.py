@@ -1,0 +1,267 @@
+"""What is saved comes back bit by bit, and only what is whole comes back."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from lmjax.config.schema import ParallelConfig
+from lmjax.core.errors import UserError
+from lmjax.core.types import PyTree
+from lmjax.parallel.mesh import build_mesh
+from lmjax.train import checkpoints as checkpoints_module
+from lmjax.train.checkpoints import Checkpoints
+from lmjax.train.progress import Progress
+from lmjax.train.state import StateMaker, TrainState
+
+PROGRESS = Progress(
+    step=3, tokens=10**12, words=7, seconds=0.1, sums={"loss_sum": 0.1 + 0.2}
+)
+
+
+def _mesh(num_devices: int, fsdp: int = 1) -> Mesh:
+    config = ParallelConfig(fsdp=fsdp)
+    return build_mesh(config, jax.devices()[:num_devices])
+
+
+def _maker(mesh: Mesh, *, use_ema: bool = True) -> StateMaker:
+    def init(key: jax.Array) -> PyTree:
+        kernel = jax.random.normal(key, (8, 4))
+        return {"layer": {"kernel": kernel, "bias": jnp.full(4, 1e-30)}}
+
+    return StateMaker(
+        init=init,
+        names={"layer": {"kernel": ("embed", "mlp"), "bias": (None,)}},
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)),
+        use_ema=use_ema,
+        mesh=mesh,
+    )
+
+
+def _trained(maker: StateMaker, seed: int = 0) -> TrainState:
+    """A state in which no two parts are equal."""
+    state = maker.make(jax.random.key(seed))
+    gradients = jax.tree.map(jnp.cos, state.params)
+    updates, opt_state = maker.optimizer.update(
+        gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(jnp.int32(3), params, opt_state, state.ema)
+    return jax.tree.map(
+        lambda leaf, like: jax.device_put(leaf, like.sharding), state, maker.abstract()
+    )
+
+
+def _save(checkpoints: Checkpoints, state: TrainState, step: int = 3) -> None:
+    checkpoints.save(
+        state,
+        step=step,
+        progress=PROGRESS.to_json(),
+        config={"seed": 7},
+        tokenizer_model=b"\x00\xffmodel",
+        corpus="corpus-1",
+    )
+    checkpoints.wait()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield made
+    made.close()
+
+
+def _assert_equal(found: PyTree, expected: PyTree) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        assert one.dtype == other.dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_a_state_comes_back_bit_by_bit(checkpoints: Checkpoints, use_ema: bool) -> None:
+    maker = _maker(_mesh(8), use_ema=use_ema)
+    state = _trained(maker)
+    _save(checkpoints, state)
+    again = Checkpoints(checkpoints.folder, read_only=True)
+    _assert_equal(again.restore(3, maker.abstract()), state)
+    meta = again.meta(3)
+    assert Progress(**meta["progress"]) == PROGRESS
+    assert meta["config"] == {"seed": 7}
+    assert meta["tokenizer"] == b"\x00\xffmodel"
+    assert meta["corpus"] == "corpus-1"
+    again.close()
+
+
+def test_a_state_comes_back_on_another_number_of_devices(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """From eight devices, parameters split, to one, and from there to two."""
+    eight, one, two = (_maker(_mesh(n, fsdp)) for n, fsdp in ((8, 4), (1, 1), (2, 2)))
+    state = _trained(eight)
+    kernel = state.params["layer"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 4)
+    _save(checkpoints, state)
+    on_one = checkpoints.restore(3, one.abstract())
+    _assert_equal(on_one, state)
+    other = Checkpoints(tmp_path / "other")
+    _save(other, on_one)
+    on_two = other.restore(3, two.abstract())
+    other.close()
+    _assert_equal(on_two, state)
+    for found, wanted in zip(
+        jax.tree.leaves(on_two), jax.tree.leaves(two.abstract()), strict=True
+    ):
+        assert found.sharding == wanted.sharding
+    moment = on_two.opt_state[1][0].mu["layer"]["kernel"]
+    assert moment.sharding.shard_shape(moment.shape) == (4, 4)
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_generation_gets_the_average_where_there_is_one(
+    checkpoints: Checkpoints, use_ema: bool
+) -> None:
+    maker = _maker(_mesh(8), use_ema=use_ema)
+    state = _trained(maker)
+    _save(checkpoints, state)
+    shapes = jax.eval_shape(maker.init, jax.random.key(0))
+    found = checkpoints.restore_params(3, shapes)
+    _assert_equal(found, state.ema if use_ema else state.params)
+    assert len(found["layer"]["kernel"].devices()) == 1
+
+
+def test_shapes_are_told_without_reading_anything_before(
+    checkpoints: Checkpoints,
+) -> None:
+    _save(checkpoints, _trained(_maker(_mesh(1))))
+    again = Checkpoints(checkpoints.folder, read_only=True)
+    again.meta(3)
+    assert again.param_shapes(3) == {"layer/kernel": (8, 4), "layer/bias": (4,)}
+    again.close()
+
+
+def test_only_the_newest_stay(checkpoints: Checkpoints) -> None:
+    state = _trained(_maker(_mesh(1)))
+    assert checkpoints.latest() is None and checkpoints.steps() == []
+    for step in (2, 10, 11, 300):
+        _save(checkpoints, state, step)
+    assert checkpoints.steps() == [11, 300]
+    assert checkpoints.latest() == 300
+    found = sorted(path.name for path in checkpoints.folder.iterdir())
+    assert found == ["00000011", "00000300"]
+
+
+def test_a_step_that_is_saved_already_is_left_alone(checkpoints: Checkpoints) -> None:
+    maker = _maker(_mesh(1))
+    first, second = _trained(maker, seed=0), _trained(maker, seed=1)
+    _save(checkpoints, first)
+    _save(checkpoints, second)
+    _assert_equal(checkpoints.restore(3, maker.abstract()), first)
+
+
+def test_what_came_after_a_step_is_dropped_and_made_again(
+    checkpoints: Checkpoints,
+) -> None:
+    maker = _maker(_mesh(1))
+    first, second = _trained(maker, seed=0), _trained(maker, seed=1)
+    for step in (3, 5):
+        _save(checkpoints, first, step)
+    checkpoints.drop_after(3)
+    assert checkpoints.steps() == [3]
+    _save(checkpoints, second, 5)
+    _assert_equal(checkpoints.restore(5, maker.abstract()), second)
+    checkpoints.drop_after(5)
+    assert checkpoints.steps() == [3, 5]
+
+
+def test_half_a_checkpoint_is_never_picked_up_and_soon_gone(
+    checkpoints: Checkpoints,
+) -> None:
+    """A process that was killed leaves a folder with its temporary name."""
+    maker = _maker(_mesh(1))
+    _save(checkpoints, _trained(maker))
+    half = checkpoints.folder / "00000005.orbax-checkpoint-tmp"
+    shutil.copytree(checkpoints.folder / "00000003", half)
+    reader = Checkpoints(checkpoints.folder, read_only=True)
+    assert reader.steps() == [3] and reader.latest() == 3
+    reader.close()
+    assert half.exists(), "who only reads deletes nothing"
+    writer = Checkpoints(checkpoints.folder, keep=2)
+    assert writer.steps() == [3]
+    _save(writer, _trained(maker, seed=1), 5)
+    writer.close()
+    assert not half.exists()
+    assert writer.steps() == [3, 5]
+
+
+def test_there_must_be_space_before_anything_is_written(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = _trained(_maker(_mesh(1)))
+    usage = shutil.disk_usage(checkpoints.folder)
+    needed = 4 * (4 * (8 * 4 + 4) + 2)  # parameters, two moments, average; two counters
+    for free, fits in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(
+            checkpoints_module.shutil,
+            "disk_usage",
+            lambda _, free=free: usage._replace(free=free),
+        )
+        if fits:
+            _save(checkpoints, state)
+        else:
+            with pytest.raises(UserError) as error:
+                _save(checkpoints, state)
+            assert "the disk is full" in str(error.value)
+            assert str(checkpoints.folder) in error.value.where
+            assert "goes on from the last whole checkpoint" in error.value.remedy
+        assert checkpoints.steps() == [3] * fits
+        assert len(list(checkpoints.folder.iterdir())) == fits
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing ... No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("when", ["save", "wait_until_finished"])
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    checkpoints: Checkpoints,
+    failure: Exception,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise failure
+        except type(failure) as error:
+            raise RuntimeError("a save failed") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, when, fail)
+        with pytest.raises(UserError, match="the disk is full"):
+            _save(checkpoints, _trained(_maker(_mesh(1))))
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(PermissionError):
+            _save(checkpoints, _trained(_maker(_mesh(1))))
