@@ -1,5 +1,6 @@
 """The BabyLM recipe: what its variants set, and which of them exclude each other."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -67,9 +68,11 @@ def test_blanks_and_repeats_among_variants_are_harmless() -> None:
     assert presets.babylm(["", " AR", "ar"]) == presets.babylm(["ar"])
 
 
-def test_sample_takes_the_built_in_corpus_and_is_nano_unless_a_size_is_named() -> None:
+def test_sample_takes_the_built_in_corpus_and_a_model_unless_a_size_is_named() -> None:
     assert presets.babylm(["sample"]).data.train == (SAMPLE_CORPUS,)
-    assert presets.babylm(["sample"]).model == presets.nano()
+    half = dataclasses.replace(presets.nano(), num_layers=2)
+    assert presets.babylm(["sample"]).model == half
+    assert presets.babylm(["sample", "nano"]).model == presets.nano()
     assert presets.babylm(["sample", "tiny"]).model == presets.tiny()
 
 

@@ -107,6 +107,8 @@ def test_after_the_end_there_is_only_the_end(
     np.testing.assert_array_equal(found, rows)
     for prompt, row in zip(prompts, found, strict=True):
         np.testing.assert_array_equal(row[: len(prompt)], prompt)
+    # Also where all rows end, and the rest of the canvas is never reached.
+    np.testing.assert_array_equal(_sample(model, params, [[], []], eos), rows[:1] * 2)
 
 
 def test_samples_follow_the_law_of_the_model(
