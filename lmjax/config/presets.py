@@ -110,19 +110,20 @@ def _use_sample_corpus(config: Config) -> None:
 
     Many small steps learn the grammar fastest: at equal tokens a batch of 16 ended 29 %
     above the true entropy where a batch of 32 ended 50 % above it (masked diffusion).
+    A causal model, which learns from every token, is as far in a third of the time.
     """
     config.data.train = (SAMPLE_CORPUS,)
     config.tokenizer.vocab_size = 1024
     config.data.sequence_length = 64
     config.train.batch_size = 16
-    config.train.budget = "5200 steps"
+    causal = isinstance(config.objective, AutoregressiveConfig)
+    config.train.budget = "2600 steps" if causal else "6500 steps"
     config.log.every = "100 steps"
-    config.evaluate.every = "1300 steps"
+    config.evaluate.every = "20%"
     config.evaluate.batch_size = 64
     config.evaluate.batches = 4
-    config.generate.every = "2600 steps"
+    config.generate.every = "50%"
     config.generate.max_new_tokens = 48
-    config.checkpoint.every = "1300 steps"
 
 
 def _reject_unknown(names: Sequence[str]) -> None:

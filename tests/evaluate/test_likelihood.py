@@ -239,6 +239,35 @@ def test_more_draws_have_the_same_mean_and_a_smaller_error(
     assert error < 0.05 * one.nll_per_token, "no power"
 
 
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """An objective whose rows cost the position they were given in [0, 1)."""
+
+    kind: str = "upper bound"
+    estimator: str = "told"
+
+    def draw_evaluation(
+        self, batch: Batch, key: jax.Array, position_B: jax.Array
+    ) -> jax.Array:
+        return position_B
+
+    def nll_B(self, params: None, batch: Batch, draws: jax.Array) -> jax.Array:
+        return draws
+
+
+def test_draws_are_spread_evenly_over_each_window_and_over_all() -> None:
+    """Over 100 batches of 8 windows of one token each: uniform, but far more even."""
+    batch = jax.tree.map(lambda leaf: leaf[:, :1] if leaf.ndim > 1 else leaf, _batch(0))
+    scorer, windows = _scorer(lambda params: params, Spread()), 800
+    for draws in (1, 8):
+        found = scorer.evaluate(None, [batch] * 100, draws=draws)[-1]
+        assert found.windows == windows
+        assert abs(found.nll_per_token - 0.5) < 2 / windows
+        spread = found.standard_error * math.sqrt(windows)
+        # What is left to a window is its place in an interval of 1 / draws.
+        assert spread == pytest.approx(1 / draws / math.sqrt(12), rel=0.02)
+
+
 @pytest.mark.parametrize("objective", [AUTOREGRESSIVE, DIFFUSION], ids=["ar", "mdlm"])
 def test_figures_are_the_same_each_time_and_on_any_number_of_devices(
     objective: Any, models: dict[str, Model], params: dict[str, Any]

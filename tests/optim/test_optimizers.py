@@ -56,16 +56,25 @@ def test_the_mask_fits_every_parameter_of_real_models(
     trees.map_named(check, left_out)
 
 
-def test_one_step_is_adamw_by_hand() -> None:
-    gradients = jax.tree.map(lambda leaf: 0.3 * leaf, PARAMS)
+def test_two_steps_are_adamw_by_hand() -> None:
     config = OptimConfig(
         beta1=0.8, beta2=0.9, epsilon=0.01, weight_decay=0.2, clip_norm=0.0
     )
-    update = _step(config, gradients)["block"]["kernel"]
+    optimizer = build_optimizer(config, optax.constant_schedule(0.1))
+    state, params = optimizer.init(PARAMS), PARAMS
     weight = PARAMS["block"]["kernel"].astype(np.float64)
-    gradient = 0.3 * weight  # its averages, bias corrected, are it and its square
-    expected = -0.1 * (gradient / (np.abs(gradient) + 0.01) + 0.2 * weight)
-    np.testing.assert_allclose(update, expected, rtol=1e-5)
+    mean, square = np.zeros((2, 2)), np.zeros((2, 2))
+    for step, factor in ((1, 0.3), (2, -0.7)):
+        gradients = jax.tree.map(lambda leaf, factor=factor: factor * leaf, PARAMS)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        gradient = factor * PARAMS["block"]["kernel"].astype(np.float64)
+        mean = 0.8 * mean + 0.2 * gradient
+        square = 0.9 * square + 0.1 * gradient**2
+        direction = mean / (1 - 0.8**step)
+        direction /= np.sqrt(square / (1 - 0.9**step)) + 0.01
+        weight = weight - 0.1 * (direction + 0.2 * weight)
+        np.testing.assert_allclose(params["block"]["kernel"], weight, rtol=1e-5)
 
 
 def test_gradients_are_clipped_by_their_global_norm() -> None:

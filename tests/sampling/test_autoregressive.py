@@ -62,7 +62,7 @@ def _sample(
     sampler = AutoregressiveSampler(
         bind=model.bind, bos_id=BOS, eos_id=eos, draw=TokenSampler(temperature=0.0)
     )
-    canvas = np.full((len(prompts), LENGTH), 30, np.int32)
+    canvas = np.full((len(prompts), LENGTH), NEVER, np.int32)
     for row, prompt in zip(canvas, prompts, strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)

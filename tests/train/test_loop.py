@@ -197,6 +197,13 @@ def test_intervals_count_from_the_first_step_and_leave_out_the_end(toy: Toy) -> 
     ], "what was done at the step it goes on from is not done again"
 
 
+def test_nothing_is_due_at_either_end_nor_when_it_is_never() -> None:
+    lengths = Intervals(total=6, log=1, evaluate=3, generate=0, save=1)
+    assert [step for step in range(8) if lengths.due("evaluate", step)] == [3]
+    assert [step for step in range(8) if lengths.due("save", step)] == [1, 2, 3, 4, 5]
+    assert not any(lengths.due("generate", step) for step in range(8))
+
+
 def test_the_state_and_the_counts_are_those_of_all_steps(toy: Toy) -> None:
     state, progress = toy.train(total=5)
     assert int(state.step) == progress.step == 5
