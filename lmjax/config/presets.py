@@ -34,17 +34,17 @@ def nano() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """8 layers of 512: 45M parameters with 16,384 ids."""
+    """8 layers of 512: 42M parameters with 16,384 ids (45M as a DiT)."""
     return _guide_size(num_layers=8, width=512, num_heads=8)
 
 
 def small() -> ModelConfig:
-    """12 layers of 768: 118M parameters with 16,384 ids."""
+    """12 layers of 768: 110M parameters with 16,384 ids (118M as a DiT)."""
     return _guide_size(num_layers=12, width=768, num_heads=12)
 
 
 def medium() -> ModelConfig:
-    """24 layers of 1024: 355M parameters with 16,384 ids."""
+    """24 layers of 1024: 336M parameters with 16,384 ids (355M as a DiT)."""
     return _guide_size(num_layers=24, width=1024, num_heads=16)
 
 
