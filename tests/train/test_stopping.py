@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,10 +10,14 @@ from lmjax.train.stopping import StopSignal
 
 
 @pytest.fixture(autouse=True)
-def _restored_handlers():
-    """A failing test must not leave its handlers to the next one."""
+def _own_handlers() -> Iterator[None]:
+    """A signal that nobody catches fails the test rather than ending all of them."""
+
+    def fail(number: int, _: object) -> None:
+        raise AssertionError(f"nobody caught signal {number}")
+
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: signal.signal(number, fail) for number in numbers}
     yield
     for number, handler in previous.items():
         signal.signal(number, handler)
