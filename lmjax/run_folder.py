@@ -71,7 +71,7 @@ class RunFolder:
                 where=str(checkpoint_folder),
                 remedy="name the folder of a run with --workdir, or train one first",
             )
-        _check_same_run(path, config)
+        _check_same_run(path, config, read_only)
         try:
             checkpoints = Checkpoints(
                 checkpoint_folder, keep=config.checkpoint.keep, read_only=read_only
@@ -163,8 +163,11 @@ class RunFolder:
             )
 
 
-def _check_same_run(path: pathlib.Path, config: Config) -> None:
-    """Refuses a config that would give the folder's parameters another meaning."""
+def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> None:
+    """Refuses a config that would give the folder's parameters another meaning.
+
+    A mode that only reads may draw with another seed; to train on needs the same.
+    """
     file = path / "config.json"
     if not file.exists() or not (path / "checkpoints").is_dir():
         return
@@ -174,6 +177,7 @@ def _check_same_run(path: pathlib.Path, config: Config) -> None:
         difference
         for difference in serialize.differences(serialize.load(file), config)
         if FIXED_FIELDS.fullmatch(difference.field)
+        and not (read_only and difference.field == "seed")
     ]
     if changed:
         told = "; ".join(f"{d.field} was {d.old!r}, now {d.new!r}" for d in changed)
