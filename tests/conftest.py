@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = {
     "xla_force_host_platform_device_count": "8",
     "xla_backend_optimization_level": "0",
+    # Eight devices on two busy cores may wait long for each other: never give up.
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds": "600",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "1200",
 }
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Halves the time of all tests; later versions do not know the flag, and abort.

@@ -122,6 +122,10 @@ class Scorer:
                 masks = self._draw(placed, key, position_B)
                 total = total + self._nll_B(params, placed, masks)
             pending.append(total / draws)
+            # Waits for the batch before: the device stays busy, and the work that is
+            # queued stays bounded (too much of it stalls a mesh of CPU devices).
+            if len(pending) > 1:
+                jax.block_until_ready(pending[-2])
             rows.append(self._row_counts(placed))
         if not rows:
             return {}
