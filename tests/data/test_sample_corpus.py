@@ -42,7 +42,7 @@ def test_a_seed_always_gives_the_same_text() -> None:
     assert digest == (
         "b8bc0f94dc78f2672d594a7cde46c6297ec378c6fa1f6ccee575889e247a6d74"
     )
-    assert text.startswith("what does it throw?\nis this funny brother buying")
+    assert text.startswith("what does it throw?\nis this funny brother teaching")
     other = "\n\n".join(sample_corpus.generate_documents(seed=1, num_words=2_000))
     assert other != text
 
