@@ -5,12 +5,14 @@ training adds: the length of everything in steps, the optimizer, the compiled st
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
@@ -27,11 +29,16 @@ from lmjax.config.schema import (
 )
 from lmjax.core import durations
 from lmjax.core.errors import ConfigError
-from lmjax.data import pipeline, readers, sample_corpus, sample_grammar
+from lmjax.data import pipeline
 from lmjax.data.batch import Batch
-from lmjax.data.manifest import Prepared
-from lmjax.data.prepare import prepare
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.mixing import Mixture
+from lmjax.data.preparation.manifest import Prepared
+from lmjax.data.preparation.prepare import prepare
+from lmjax.data.reading import hub
+from lmjax.data.reading.sources import Source, find_sources
+from lmjax.data.sample import corpus as sample_corpus
+from lmjax.data.sample import grammar as sample_grammar
+from lmjax.data.tokenization.tokenizers import SpecialIds, Tokenizer
 from lmjax.diffusion.process import MaskProcess
 from lmjax.diffusion.schedules import CosineSchedule, LinearSchedule, MaskSchedule
 from lmjax.models import stack
@@ -80,22 +87,34 @@ class Run:
     state_maker: StateMaker
 
 
-def prepare_corpus(config: Config) -> Prepared:
-    """The prepared corpus of a config: from the cache, or made now."""
-    paths = config.data.train
-    if paths == (SAMPLE_CORPUS,):
-        train_files: Sequence[pathlib.Path] = [_sample_file(config.data)]
+def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
+    """The prepared corpus of a config: from the cache, or made now.
+
+    Args:
+      repair: whether shards that are wrong are written again, rather than an error.
+    """
+    data = config.data
+    fetch = functools.partial(
+        hub.fetch_dataset, cache_dir=pathlib.Path(data.cache_dir).expanduser()
+    )
+    if data.train == (SAMPLE_CORPUS,):
+        sample = _sample_file(data)
+        train: Sequence[Source] = [Source(sample.name, (sample,))]
     else:
-        train_files = readers.find_files(paths, "train", "data.train")
-    valid_files: Sequence[pathlib.Path] = ()
-    if config.data.valid:
-        valid_files = readers.find_files(config.data.valid, "valid", "data.valid")
+        train = find_sources(data.train, "train", "data.train", fetch=fetch)
+    valid: Sequence[Source] = ()
+    if data.valid:
+        valid = find_sources(data.valid, "valid", "data.valid", fetch=fetch)
+    names = sorted(source.name for source in train)
+    Mixture.parse(data.weights, data.max_epochs, names)  # a slip is told at once
     return prepare(
-        config.data,
+        data,
         config.tokenizer,
+        config.cleaning,
         seed=config.seed,
-        train_files=train_files,
-        valid_files=valid_files,
+        train=train,
+        valid=valid,
+        repair=repair,
     )
 
 
@@ -114,6 +133,7 @@ def build_system(
         head_width=config.model.width // config.model.num_heads,
         length=config.data.sequence_length,
         dtype=dtype,
+        segments=config.data.document_mask,
     )
     rows = padded_vocab_size(tokenizer.vocab_size)
     unpredictable = (*tokenizer.unpredictable, *range(tokenizer.vocab_size, rows))
@@ -199,30 +219,56 @@ def build_run(config: Config, system: System, prepared: Prepared) -> Run:
 
 def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
     """What a step and an epoch of this corpus are worth, and the run's length."""
-    counts, batch_size = prepared.train.counts, config.train.batch_size
-    share = batch_size / counts.windows
+    batch_size = config.train.batch_size
+    counts = [records.counts for records in prepared.train.records]
+    windows = np.array([count.windows for count in counts])
+    mix = mixture(config, prepared)
+    drawn = batch_size * mix.shares(windows) / windows  # of each source, per step
     scale = durations.RunScale(
-        steps_per_epoch=1 / share,
-        tokens_per_step=counts.tokens * share,
-        words_per_step=counts.words * share,
+        steps_per_epoch=windows[mix.weights > 0].sum() / batch_size,
+        tokens_per_step=float(drawn @ [count.tokens for count in counts]),
+        words_per_step=float(drawn @ [count.words for count in counts]),
     )
     total = durations.to_steps(config.train.budget, scale)
+    most = mix.num_windows(windows) // batch_size
+    if total > most:
+        raise ConfigError(
+            f"the run takes {total:,} steps, but data.max_epochs leaves text for "
+            f"{most:,.0f}",
+            where=f"train.budget={config.train.budget!r}",
+            remedy=f'--config.train.budget="{most:.0f} steps", or allow more passes in '
+            "data.max_epochs"
+            if most
+            else "lower train.batch_size, or allow more passes in data.max_epochs",
+        )
     return dataclasses.replace(scale, total_steps=total)
 
 
+def mixture(config: Config, prepared: Prepared) -> Mixture:
+    """How training draws from the sources of the training split."""
+    sources = [records.source for records in prepared.train.records]
+    return Mixture.parse(config.data.weights, config.data.max_epochs, sources)
+
+
 def build_generator(
-    config: GenerateConfig, system: System, *, max_length: int
+    config: GenerateConfig, data: DataConfig, system: System, *, max_length: int
 ) -> Generator:
     """Writes texts with the sampler that goes with the objective."""
     draw = TokenSampler(
         temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
     )
     special, objective = system.tokenizer.special, system.objective
+    opening = document_opening(data, special)
+    first = special.bos
+    if data.document_mask:
+        # Then a document sees nothing of the one before: not its end, but for a causal
+        # model, which reads that as the document's first input.
+        opening, first = opening[1:], special.eos
     match objective:
         case Autoregressive():
             sampler = AutoregressiveSampler(
                 bind=system.model.bind,
-                bos_id=special.bos,
+                bos_id=first,
                 eos_id=special.eos,
                 draw=draw,
             )
@@ -235,7 +281,12 @@ def build_generator(
             )
         case _:
             raise TypeError(f"no sampler for {type(objective).__name__}")
-    return Generator(sampler, system.tokenizer, max_length=max_length)
+    return Generator(sampler, system.tokenizer, max_length=max_length, opening=opening)
+
+
+def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:
+    """What stands before a document's text: the end of another, and its own BOS."""
+    return (special.eos, special.bos) if data.bos else (special.eos,)
 
 
 def train_batches(
@@ -246,6 +297,8 @@ def train_batches(
         prepared,
         batch_size=config.train.batch_size,
         seed=config.seed,
+        mixture=mixture(config, prepared),
+        document_mask=config.data.document_mask,
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -260,6 +313,7 @@ def eval_batches(
         prepared,
         batch_size=config.evaluate.batch_size or config.train.batch_size,
         num_batches=num_batches,
+        document_mask=config.data.document_mask,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -29,7 +29,7 @@ from lmjax.config.schema import Config
 from lmjax.core.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = "configs/babylm.py"
-MODES = ("train", "prepare", "evaluate", "generate", "plan")
+MODES = ("train", "prepare", "evaluate", "generate", "plan", "check")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -43,8 +43,10 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: prepare, train, evaluate, sample (goes on where the run folder stands). "
-    "prepare: the corpus alone. evaluate: the newest checkpoint on held-out text. "
-    "generate: texts from the newest checkpoint. plan: what train would do.",
+    "prepare: the corpus alone, with statistics; writes damaged shards again. "
+    "evaluate: the newest checkpoint on held-out text. generate: texts from the newest "
+    "checkpoint. plan: what train would do. check: whether the prepared corpus is as "
+    "it was written.",
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -84,7 +86,10 @@ def main() -> None:
         )
         sys.exit(1)
     except KeyboardInterrupt:
-        print("lmjax: stopped at once; the last checkpoint stands", file=sys.stderr)
+        print(
+            "lmjax: stopped at once; finished shards and checkpoints stand",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
@@ -153,6 +158,7 @@ def _run(source: str, argv: Sequence[str]) -> None:
         "evaluate": modes.evaluate,
         "generate": modes.generate,
         "plan": modes.plan_only,
+        "check": modes.check,
     }[_MODE.value]
     run_mode(config, workdir)
 

@@ -10,9 +10,11 @@ from lmjax import experiment, plan, report
 from lmjax.config import serialize
 from lmjax.config.schema import Config
 from lmjax.core import rng
+from lmjax.core.errors import UserError
 from lmjax.data.batch import synthetic
-from lmjax.data.manifest import Prepared
-from lmjax.data.tokenizers import SentencePieceTokenizer
+from lmjax.data.preparation import statistics
+from lmjax.data.preparation.manifest import Prepared, check_shards, damaged, shards
+from lmjax.data.tokenization.tokenizers import tokenizer_from_bytes
 from lmjax.doctor import flops, memory
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import Run, System
@@ -27,11 +29,28 @@ from lmjax.train.stopping import StopSignal
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> None:
-    """Prepares the corpus and says what it holds."""
+    """Prepares the corpus, repairs what is damaged, and says what it holds."""
+    del workdir
+    prepared = experiment.prepare_corpus(config, repair=True)
+    print(statistics.table(prepared))
+    picture = prepared.folder / "statistics.png"
+    try:
+        statistics.plot(prepared, picture)
+        print(f"picture: {picture}")
+    except UserError as error:  # the extra is not there; the figures are
+        print(error)
+    print(f"prepared corpus: {prepared.folder} (sha256 {prepared.sha256})")
+
+
+def check(config: Config, workdir: pathlib.Path) -> None:
+    """Reads every shard of the prepared corpus and compares checksums."""
     del workdir
     prepared = experiment.prepare_corpus(config)
-    print(f"prepared corpus: {prepared.folder}")
-    print(report.corpus_table(prepared))
+    problems = check_shards(prepared)
+    if problems:
+        raise damaged(prepared.folder, "; ".join(problems))
+    number = sum(1 for _ in shards(prepared))
+    print(f"{prepared.folder}: all {number} shards are as they were written")
 
 
 def plan_only(config: Config, workdir: pathlib.Path) -> None:
@@ -86,7 +105,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
 def generate(config: Config, workdir: pathlib.Path) -> None:
     """Writes texts with the newest (or chosen) checkpoint; needs no corpus."""
     with RunFolder.open(workdir, config, None, read_only=True) as folder:
-        tokenizer = SentencePieceTokenizer(folder.tokenizer_model())
+        tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
         system = experiment.build_system(config, tokenizer)
         generator = _generator(config, system)
         params = folder.restore_params(system)
@@ -218,12 +237,16 @@ def _hooks(
 
 def _generator(config: Config, system: System) -> Generator:
     return experiment.build_generator(
-        config.generate, system, max_length=config.model.max_length
+        config.generate, config.data, system, max_length=config.model.max_length
     )
 
 
 def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:
-    batch = synthetic(config.train.batch_size, config.data.sequence_length)
+    batch = synthetic(
+        config.train.batch_size,
+        config.data.sequence_length,
+        document_mask=config.data.document_mask,
+    )
     return run.step.compile(abstract, batch, system.mesh)
 
 
@@ -247,7 +270,7 @@ def _plan(
         config,
         system,
         run,
-        total_words=prepared.train.counts.words,
+        prepared,
         memory_bytes=memory.program_bytes(compiled),
         peak_flops=_peak(system),
         start_step=start_step,

@@ -5,9 +5,12 @@ import re
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
+from lmjax import experiment
 from lmjax.config.schema import Config, MaskedDiffusionConfig
 from lmjax.core import trees
+from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor.flops import flops_per_token
 from lmjax.doctor.memory import device_bytes, format_bytes
 from lmjax.experiment import Run, System
@@ -35,8 +38,8 @@ def plan_lines(
     config: Config,
     system: System,
     run: Run,
+    prepared: Prepared,
     *,
-    total_words: int,
     memory_bytes: int,
     peak_flops: float,
     start_step: int,
@@ -44,7 +47,6 @@ def plan_lines(
     """The plan, a line per fact.
 
     Args:
-      total_words: whitespace words of the training split.
       memory_bytes: what the compiler reports for the step, per device.
       peak_flops: of all devices together; 0 if unknown.
       start_step: step the run goes on from.
@@ -86,7 +88,7 @@ def plan_lines(
             f"{total:,} steps = {epochs:,.2f} epochs = "
             f"{round(total * run.scale.tokens_per_step):,} tokens = "
             f"{round(total * run.scale.words_per_step):,} words "
-            f"(an epoch has {total_words:,})",
+            f"(an epoch has {prepared.train.counts.words:,})",
         ),
         (
             "warm-up",
@@ -101,6 +103,8 @@ def plan_lines(
             f"{run.intervals.log:,} step(s)",
         ),
     ]
+    if config.data.weights or config.data.max_epochs:
+        rows.append(("mixture", _mixture(config, prepared, total)))
     if start_step:
         rows.append(("resumes", f"after step {start_step:,}"))
     if peak_flops:
@@ -114,6 +118,18 @@ def plan_lines(
         )
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
+
+
+def _mixture(config: Config, prepared: Prepared, total_steps: int) -> str:
+    """Passes over each source in the whole run."""
+    records = prepared.train.records
+    windows = np.array([each.counts.windows for each in records])
+    draws = config.train.batch_size * total_steps
+    passes = experiment.mixture(config, prepared).draws(windows, draws) / windows
+    return "passes over " + ", ".join(
+        f"{each.source} {count:.2f}"
+        for each, count in zip(records, passes, strict=True)
+    )
 
 
 def _devices(devices: Sequence[jax.Device]) -> str:

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
 from lmjax import experiment
 from lmjax.config.schema import SAMPLE_CORPUS, Config
 from lmjax.core import trees
-from lmjax.data import sample_corpus, sample_pairs
-from lmjax.data.manifest import Prepared
+from lmjax.core.files import replacing
+from lmjax.data.preparation.manifest import Prepared
+from lmjax.data.sample import corpus as sample_corpus
+from lmjax.data.sample import pairs as sample_pairs
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.minimal_pairs import Pair, evaluate_pairs
 from lmjax.experiment import System
@@ -69,7 +70,13 @@ def _sample_figures(
     if pairs:
         special = system.tokenizer.special
         accuracy = evaluate_pairs(
-            scorer, params, pairs, eos_id=special.eos, pad_id=special.pad
+            scorer,
+            params,
+            pairs,
+            opening=experiment.document_opening(config.data, special),
+            eos_id=special.eos,
+            pad_id=special.pad,
+            document_mask=config.data.document_mask,
         )
         figures["minimal_pairs"] = dataclasses.asdict(accuracy)
     return figures
@@ -78,9 +85,8 @@ def _sample_figures(
 def write(summary: dict[str, Any], workdir: pathlib.Path) -> pathlib.Path:
     """Writes report.json in one go; returns its path."""
     path = workdir / "report.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -131,20 +137,6 @@ def table(summary: dict[str, Any]) -> str:
             f"{pairs['standard_error']:.1%} of {pairs['pairs']} ({pairs['score']})"
         )
         lines += [f"  {k:<34}{v:>6.1%}" for k, v in pairs["phenomena"].items()]
-    return "\n".join(lines)
-
-
-def corpus_table(prepared: Prepared) -> str:
-    """Documents, words, bytes and tokens of every source."""
-    header = f"{'split':<7}{'source':<28}"
-    names = ("documents", "words", "bytes", "tokens", "windows")
-    lines = [header + "".join(f"{name:>13}" for name in names)]
-    for split in ("train", "valid"):
-        parts = prepared.split(split)
-        rows = [(r.source, r.counts) for r in parts.records]
-        for source, counts in [*rows, ("all", parts.counts)]:
-            numbers = "".join(f"{getattr(counts, name):>13,}" for name in names)
-            lines.append(f"{split:<7}{source:<28}{numbers}")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from lmjax.config.schema import Config
 from lmjax.core import trees
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.types import PyTree
-from lmjax.data.manifest import Prepared
+from lmjax.data.preparation.manifest import Prepared
 from lmjax.experiment import System
 from lmjax.train.checkpoints import Checkpoints
 from lmjax.train.progress import Progress
@@ -20,6 +20,7 @@ from lmjax.train.state import TrainState
 # Fields that say what the parameters and the data position mean.
 FIXED_FIELDS = re.compile(
     r"seed|objective\.kind|tokenizer\.vocab_size|data\.sequence_length"
+    r"|data\.(document_mask|weights|max_epochs)"
     r"|model\.(num_layers|width|num_heads|num_kv_heads|mlp|mlp_width|rope_theta"
     r"|norm_epsilon|qk_norm|bias|tied_embeddings|time_conditioning|condition_width)"
     r"|train\.batch_size|optim\.ema_decay"
@@ -121,7 +122,7 @@ class RunFolder:
             progress=progress.to_json(),
             config=serialize.to_dict(self.config),
             tokenizer_model=self.prepared.tokenizer.model_bytes,
-            corpus=self.prepared.folder.name,
+            corpus=self.prepared.sha256,
         )
 
     def wait(self) -> None:
@@ -132,7 +133,7 @@ class RunFolder:
         meta = self.checkpoints.meta(self.start_step)
         if meta["tokenizer"] != prepared.tokenizer.model_bytes:
             what = "the tokenizer is not the checkpoint's"
-        elif meta["corpus"] != prepared.folder.name:
+        elif meta["corpus"] != prepared.sha256:
             what = "the corpus, or how it is split, is not what this run began with"
         else:
             return

@@ -31,7 +31,8 @@ from lmjax.config.schema import (
     TrainConfig,
 )
 from lmjax.core.errors import ConfigError, UserError
-from lmjax.data import prepare, sample_corpus
+from lmjax.data.preparation import shards
+from lmjax.data.sample import corpus as sample_corpus
 from lmjax.train import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +135,17 @@ BAD_CONFIGS = {
     "new tokens that leave no room for a prompt": Bad(
         {"generate__max_new_tokens": 32}, 2, ("generate.max_new_tokens", "32 tokens")
     ),
+    "more steps than the limits of the sources leave text for": Bad(
+        {"data__max_epochs": ("2",), "train__budget": "3 epochs"},
+        2,
+        ("data.max_epochs", "train.budget", "steps"),
+    ),
+    "a weight for a source that is not there": Bad(
+        {"data__weights": ("nowhere=2",)}, 2, ("nowhere", "data.weights", "text.train")
+    ),
+    "a stride without windows of one document": Bad(
+        {"data__stride": 8}, 2, ("data.stride=8", "data.packing=documents")
+    ),
     "the package of a logger that is not there": Bad(
         {"log__wandb": True}, 2, ("log.wandb", 'pip install "lmjax[wandb]"')
     ),
@@ -166,7 +178,7 @@ def test_a_bad_config_is_refused_before_anything_is_trained(
         (b"", "no text"),
         (b" \n\n \t\n", "no text"),
         (b"one two\nthr\xffee\n", "line 2, byte 11"),
-        ("caf\u00e9\n".encode("utf-16"), "not UTF-8"),
+        ("caf\u00e9\n".encode("utf-16"), "UTF-16"),
     ],
     ids=["empty", "blank", "not UTF-8", "UTF-16"],
 )
@@ -180,7 +192,8 @@ def test_a_corpus_that_is_no_text_is_refused(
     assert error.value.status == 1
     _told(error, told, "text.train")
     assert not (tmp_path / "run").exists()
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list((tmp_path / "cache").rglob("*.array_record"))
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +246,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(
 def test_another_corpus_under_the_same_tokenizer_is_refused(
     corpus: Path, trained: Path, tmp_path: Path
 ) -> None:
-    model = next((corpus.parent / "cache").glob("tokenizers/300-*.model"))
+    model = next((corpus.parent / "cache").glob("tokenizers/*.model"))
     other = tmp_path / "text.train"
     sample_corpus.write_corpus(other, seed=1, num_words=900)
     with pytest.raises(ConfigError) as error:
@@ -343,27 +356,31 @@ def test_a_write_that_fails_half_way_is_told_and_never_picked_up(
     assert names == ["00000002", "00000004"]
 
 
-def test_a_full_disk_during_preparation_leaves_no_shard_behind(
+def test_a_full_disk_during_preparation_leaves_whole_shards_behind(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    write, written = prepare._write_shard, []
+    write, written = shards._write_records, []
 
-    def fail_at_the_second(file: Path, records: Any) -> Any:
+    def fail_at_the_second(file: Path, records: Any) -> int:
         if written:
+            file.write_bytes(b"half a shard")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written.append(write(file, records))
-        return written[0]
+        written.append(file)
+        return write(file, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_write_shard", fail_at_the_second)
+        patch.setattr(shards, "_write_records", fail_at_the_second)
         with pytest.raises(UserError) as error:
             _run(modes.prepare, corpus, tmp_path, data__cache_dir=str(cache))
     assert error.value.status == 1
     _told(error, "disk is full", str(cache), "data.cache_dir")
-    assert written and not list(cache.rglob("*.array_record"))
+    assert written and not list(cache.rglob("manifest.json"))
+    (whole,) = cache.rglob("*.array_record")
+    made = whole.stat().st_mtime_ns
     _run(modes.prepare, corpus, tmp_path, data__cache_dir=str(cache))
     assert len(list(cache.rglob("*.array_record"))) == 2
+    assert whole.stat().st_mtime_ns == made
 
 
 # Arguments, exit status, what is told.

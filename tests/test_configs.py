@@ -56,11 +56,18 @@ def test_one_step_of_the_config_fits_together(spelling: str) -> None:
         special=types.SimpleNamespace(bos=1, eos=2, mask=4),
     )
     counts = types.SimpleNamespace(windows=1000, tokens=64_000, words=50_000)
-    prepared = types.SimpleNamespace(train=types.SimpleNamespace(counts=counts))
+    records = types.SimpleNamespace(source="text", counts=counts)
+    prepared = types.SimpleNamespace(
+        train=types.SimpleNamespace(counts=counts, records=[records])
+    )
     system = experiment.build_system(config, tokenizer, jax.devices()[:1])
     run = experiment.build_run(config, system, prepared)
     state = run.state_maker.abstract()
-    batch = synthetic(config.train.batch_size, config.data.sequence_length)
+    batch = synthetic(
+        config.train.batch_size,
+        config.data.sequence_length,
+        document_mask=config.data.document_mask,
+    )
     after, metrics = jax.eval_shape(run.step, state, batch)
     assert jax.tree.map(_shape, after) == jax.tree.map(_shape, state)
     assert metrics["loss_sum"].shape == ()

@@ -12,19 +12,36 @@ from typing import Any
 
 from lmjax.config import fields
 from lmjax.config.fields import Problem
-from lmjax.config.schema import Config, LearningRateKind, MaskedDiffusionConfig
+from lmjax.config.schema import (
+    Config,
+    LearningRateKind,
+    MaskedDiffusionConfig,
+    Packing,
+    TokenizerKind,
+)
 from lmjax.core import durations
 
 # Ids of a trained tokenizer: 5 special ones, 256 bytes, and one to learn.
 MIN_VOCAB_SIZE = 5 + 256 + 1
 
+_TRAINED_KINDS = (TokenizerKind.SENTENCEPIECE, TokenizerKind.HUGGINGFACE)
+_LOADED_KINDS = (TokenizerKind.GPT2, TokenizerKind.HUB)
+
 # Intervals of every field that is a number: "[" and "]" include the end.
 _RANGES = {
     "seed": "[0, 4294967295]",
     "tokenizer.vocab_size": "[1, inf)",
+    "tokenizer.min_frequency": "[1, inf)",
+    "tokenizer.reserved": "[0, 1000]",
     "data.sample_words": "[1, inf)",
     "data.valid_fraction": "(0, 0.5]",
+    "data.valid_words": "[0, inf)",
     "data.sequence_length": "[2, inf)",
+    "data.stride": "[0, inf)",
+    "data.shard_bytes": "[1, inf)",
+    "data.workers": "[0, inf)",
+    "cleaning.min_words": "[0, inf)",
+    "cleaning.near_duplicates": "[0, 1]",
     "model.num_layers": "[1, inf)",
     "model.width": "[1, inf)",
     "model.num_heads": "[1, inf)",
@@ -82,8 +99,19 @@ _DURATIONS = {
     "log.every": _Amount.ANY,
 }
 
-_NOT_EMPTY = ("data.default_folder", "data.cache_dir", "log.wandb_project")
-_NO_BLANKS = ("data.train", "data.valid")
+_NOT_EMPTY = (
+    "data.default_folder",
+    "data.text_field",
+    "data.cache_dir",
+    "log.wandb_project",
+)
+_NO_BLANKS = (
+    "data.train",
+    "data.valid",
+    "data.weights",
+    "data.max_epochs",
+    "data.beam",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +157,54 @@ _RULES = (
         "set --config.model.max_length={0}, or use shorter windows",
     ),
     _Rule(
+        ("data.stride", "data.sequence_length"),
+        lambda stride, length: stride <= length,
+        "must be at most data.sequence_length={1}: what lies between would be lost",
+        "half of it is usual; 0 means no overlap",
+    ),
+    _Rule(
+        ("data.stride", "data.packing"),
+        lambda stride, packing: stride == 0 or packing is Packing.DOCUMENTS,
+        "is for windows of one document",
+        "set --config.data.packing=documents, or data.stride to 0",
+    ),
+    _Rule(
         ("generate.max_new_tokens", "model.max_length"),
         lambda tokens, longest: tokens <= longest,
         "must be at most model.max_length={1}",
         "write at most {1} tokens, or set --config.model.max_length={0}",
     ),
     _Rule(
-        ("tokenizer.vocab_size", "tokenizer.path"),
-        lambda size, path: bool(path) or size >= MIN_VOCAB_SIZE,
+        ("tokenizer.vocab_size", "tokenizer.path", "tokenizer.kind"),
+        lambda size, path, kind: (
+            bool(path) or kind not in _TRAINED_KINDS or size >= MIN_VOCAB_SIZE
+        ),
         f"must be at least {MIN_VOCAB_SIZE} for a tokenizer that is to be trained: 5 "
         "special ids, 256 bytes and one to learn",
         "1000 and more are useful; or give a tokenizer.path",
+    ),
+    _Rule(
+        (
+            "tokenizer.vocab_size",
+            "tokenizer.path",
+            "tokenizer.kind",
+            "tokenizer.reserved",
+        ),
+        lambda size, path, kind, reserved: (
+            bool(path)
+            or kind is not TokenizerKind.HUGGINGFACE
+            or not MIN_VOCAB_SIZE <= size < MIN_VOCAB_SIZE + reserved
+        ),
+        f"must be at least {MIN_VOCAB_SIZE} and tokenizer.reserved={{3}} more for a "
+        "Hugging Face tokenizer that is to be trained",
+        "1000 and more are useful; or reserve fewer ids",
+    ),
+    _Rule(
+        ("tokenizer.path", "tokenizer.kind"),
+        lambda path, kind: bool(path.strip()) or kind not in _LOADED_KINDS,
+        "must be given for tokenizer.kind={1.value}",
+        "name the folder with vocab.json and merges.txt (gpt2), or owner/name on the "
+        "Hugging Face hub (hub)",
     ),
     _Rule(
         ("train.microbatch_size", "train.batch_size"),
@@ -267,7 +332,7 @@ def _check_text(values: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, values[name], "must not be empty", remedy)
     for name in _NO_BLANKS:
         if not all(path.strip() for path in values.get(name, ())):
-            rule, remedy = "holds an empty path", "leave it out; () is the default"
+            rule, remedy = "holds an empty entry", "leave it out; () is the default"
             yield Problem(name, values[name], rule, remedy)
 
 

@@ -13,6 +13,62 @@ import enum
 SAMPLE_CORPUS = "sample"  # in data.train: the built-in corpus, rather than a file
 
 
+class TokenizerKind(enum.Enum):
+    """What a tokenizer is made of; what `tokenizer.path` names depends on it."""
+
+    SENTENCEPIECE = "sentencepiece"  # a .model file
+    HUGGINGFACE = "huggingface"  # a tokenizer.json, or the folder that holds it
+    GPT2 = "gpt2"  # the folder with vocab.json and merges.txt
+    HUB = "hub"  # owner/name or owner/name@revision on the Hugging Face hub
+    BYTES = "bytes"  # one id per byte, nothing to load
+
+
+class SentencePieceModel(enum.Enum):
+    """What a trained SentencePiece tokenizer is."""
+
+    BPE = "bpe"
+    UNIGRAM = "unigram"
+
+
+class DataFormat(enum.Enum):
+    """How the files of a corpus are read; AUTO looks into each."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON_LINES = "json_lines"
+    PARQUET = "parquet"
+    TORCH = "torch"  # torch.save of a list of tensors, one per document
+    TOKEN_TEXT = "token_text"  # ids in decimal, one per line or separated by spaces
+    TOKEN_IDS = "token_ids"  # raw ids, as nanoGPT writes them
+
+
+class DocumentUnit(enum.Enum):
+    """What ends a document of a text file; AUTO decides for each file."""
+
+    AUTO = "auto"
+    LINE = "line"
+    BLOCK = "block"  # a blank line, or a heading
+    HEADING = "heading"  # a line like `= = = title = = =`, which opens the next
+    PASSAGE = "passage"  # the line end before 32 KiB are full: for text without any
+    FILE = "file"
+
+
+class TokenDtype(enum.Enum):
+    """Number type of raw token ids; AUTO asks the sidecar, then the numbers."""
+
+    AUTO = "auto"
+    UINT16 = "uint16"
+    UINT32 = "uint32"
+
+
+class Packing(enum.Enum):
+    """How documents fill windows."""
+
+    CONCATENATE = "concatenate"  # joined, then split: no padding but at the end
+    BEST_FIT = "best_fit"  # whole documents side by side, where they fit a window
+    DOCUMENTS = "documents"  # one document per window; a long one takes several
+
+
 class MLPKind(enum.Enum):
     """Feed-forward block of a transformer layer."""
 
@@ -72,21 +128,54 @@ class Remat(enum.Enum):
 
 @dataclasses.dataclass
 class TokenizerConfig:
-    path: str = ""  # a SentencePiece .model; empty trains one on the corpus
-    vocab_size: int = 16384  # ids of a trained tokenizer, the 5 special ones included
+    kind: TokenizerKind = TokenizerKind.SENTENCEPIECE
+    path: str = ""  # file, folder or name, see TokenizerKind; empty trains one
+    vocab_size: int = 16384  # ids of a trained tokenizer, the special ones included
+    model: SentencePieceModel = SentencePieceModel.BPE  # of a trained SentencePiece
+    nfkc: bool = False  # whether a trained Hugging Face tokenizer normalises text
+    min_frequency: int = 2  # of a merge of a trained Hugging Face tokenizer
+    reserved: int = 11  # further special ids of a trained Hugging Face tokenizer
 
 
 @dataclasses.dataclass
 class DataConfig:
-    train: tuple[str, ...] = ()  # files, folders or globs, or SAMPLE_CORPUS; empty:
-    # see default_folder
+    train: tuple[str, ...] = ()  # files, folders, globs, "name=path" or
+    # "hf://owner/dataset?revision=..&split=..", or SAMPLE_CORPUS; empty: see
+    # default_folder
     valid: tuple[str, ...] = ()  # the same; empty holds out documents of train
     default_folder: str = "data/babylm"  # read when train is empty; if it is missing
     # too, the run falls back to the built-in sample corpus
     sample_words: int = 300_000  # whitespace words of the built-in sample corpus
+    format: DataFormat = DataFormat.AUTO
+    documents: DocumentUnit = DocumentUnit.AUTO
+    text_field: str = "text"  # of JSON Lines, Parquet and datasets
+    token_dtype: TokenDtype = TokenDtype.AUTO  # of raw token ids
+    replace_invalid_utf8: bool = False  # U+FFFD for what is not UTF-8, else an error
     valid_fraction: float = 0.05  # share of each source's documents that is held out
+    valid_words: int = 0  # whitespace words of each source held out instead; 0: a share
+    weights: tuple[str, ...] = ()  # "source=2" draws it twice as often as its size says
+    max_epochs: tuple[str, ...] = ()  # "source=4", or "4" for each: passes at most
     sequence_length: int = 1024  # tokens per window
+    packing: Packing = Packing.CONCATENATE
+    stride: int = 0  # tokens from window to window of one document; 0: no overlap
+    bos: bool = False  # whether a document opens with BOS
+    document_mask: bool = False  # whether attention stays within documents
     cache_dir: str = "data_cache"  # prepared shards, tokenizers, the sample corpus
+    shard_bytes: int = 8_000_000  # of text per shard, the unit of parallel work
+    workers: int = 0  # processes that prepare; 0 takes one per core
+    beam: tuple[str, ...] = ()  # options of an Apache Beam pipeline that prepares,
+    # such as "--runner=DirectRunner" (extra "beam"); empty: this machine does
+
+
+@dataclasses.dataclass
+class CleaningConfig:
+    """What is removed or rewritten before anything is counted; nothing by default."""
+
+    repair_unicode: bool = False  # mojibake, by ftfy (extra "clean")
+    whitespace: bool = False  # runs of blanks to one space, none at the ends of lines
+    min_words: int = 0  # documents of fewer whitespace words are dropped
+    exact_duplicates: bool = False  # keeps the first of equal documents
+    near_duplicates: float = 0.0  # drops from this similarity on, such as 0.8; 0: off
 
 
 @dataclasses.dataclass
@@ -197,6 +286,7 @@ class Config:
     seed: int = 0
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: MaskedDiffusionConfig | AutoregressiveConfig = dataclasses.field(
         default_factory=MaskedDiffusionConfig

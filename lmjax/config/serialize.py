@@ -15,6 +15,7 @@ from typing import Any
 from lmjax.config import fields
 from lmjax.config.schema import Config
 from lmjax.core.errors import ConfigError
+from lmjax.core.files import replacing
 
 KIND = "kind"  # key that names the class of a section with several
 
@@ -94,12 +95,8 @@ def save(config: Config, path: str | os.PathLike[str]) -> None:
     """Writes a config as JSON; a reader sees the old file or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_text(to_json(config), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Config:

@@ -33,14 +33,19 @@ class LanguageModel(Protocol):
         tokens_BL: jax.Array,
         *,
         lengths_B: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
         sigma_B: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, L, D] of tokens int32 [B, L].
 
         `lengths_B` counts the real tokens of each row: padding behind them is never
-        attended. `sigma_B` is the noise level of a time-conditioned model. Without a
-        `dropout_key` nothing is dropped.
+        attended. `segments_BL` numbers the documents of a row, from 1 and 0 on
+        padding: a position attends to its own segment alone. `positions_BL` says where
+        each token stands, which without it is its place in the row. `sigma_B` is the
+        noise level of a time-conditioned model. Without a `dropout_key` nothing is
+        dropped.
         """
         ...
 

@@ -1,5 +1,7 @@
 """Prepared windows -> batches, as a pure function of (seed, step)."""
 
+import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -8,11 +10,13 @@ from array_record.python import array_record_module
 
 from lmjax.core.errors import UserError
 from lmjax.data.batch import Batch
-from lmjax.data.manifest import Prepared
+from lmjax.data.mixing import DrawOrder, Mixture
+from lmjax.data.preparation.manifest import Prepared
 
 # Up to this size the windows of a split are held in memory, which is many times as
 # fast as reading each from its shard.
 MAX_BYTES_IN_MEMORY = 512 * 1024 * 1024
+_ENDLESS = 2**40  # steps
 
 
 class Windows:
@@ -23,7 +27,7 @@ class Windows:
       in_memory: whether they are held in memory rather than read when asked for.
     """
 
-    def __init__(self, prepared: Prepared, split: str):
+    def __init__(self, prepared: Prepared, split: str, *, document_mask: bool = False):
         """Raises UserError if the shards do not hold what the manifest says."""
         records = [r for r in prepared.split(split).records if r.shards]
         self.per_source = np.array([r.counts.windows for r in records], np.int64)
@@ -31,7 +35,8 @@ class Windows:
         ids = [prepared.sources.index(r.source) for r in records]
         self._source_ids = np.array(ids, np.int32)
         self._layout = prepared.layout
-        self._pad = prepared.tokenizer.special.pad
+        self._special = prepared.tokenizer.special
+        self._document_mask = document_mask
         self._folder = prepared.folder
         files = [str(self._folder / s.file) for r in records for s in r.shards]
         self.in_memory = len(self) * self._layout.size <= MAX_BYTES_IN_MEMORY
@@ -55,21 +60,29 @@ class Windows:
             raw = self._records[present]
         else:
             try:
-                raw = self._to_array(self._records[i] for i in present)
+                raw = self._to_array(self._records.__getitems__(present.tolist()))
             except RuntimeError as error:
                 raise self._damaged(error) from error
-        tokens, words, num_bytes = self._layout.from_bytes(raw)
+        tokens, words, num_bytes, context = self._layout.from_bytes(raw)
         source = self._source_ids[np.searchsorted(self._ends, present, side="right")]
+        special = self._special
         if absent.any():
-            tokens[absent] = self._pad
+            tokens[absent] = special.pad
             words[absent] = num_bytes[absent] = source[absent] = 0
-        return Batch(
+        counted = (tokens != special.pad) & (tokens != special.bos)
+        if context.any():
+            counted &= np.arange(tokens.shape[1]) >= context[:, None]
+        batch = Batch(
             tokens=tokens,
-            weights=(tokens != self._pad).astype(np.float32),
+            weights=counted.astype(np.float32),
             words=words,
             bytes=num_bytes,
             source=source,
         )
+        if not self._document_mask:
+            return batch
+        segments, positions = segment(tokens, eos=special.eos, pad=special.pad)
+        return dataclasses.replace(batch, segments=segments, positions=positions)
 
     def _read_all(self, files: Sequence[str]) -> np.ndarray:
         records = np.empty((len(self), self._layout.size), np.uint8)
@@ -89,8 +102,24 @@ class Windows:
         return UserError(
             f"The prepared corpus is damaged: {error}",
             where=str(self._folder),
-            remedy="delete this folder; the next start prepares the corpus again.",
+            remedy="run the same command with --mode prepare: it writes again what is "
+            "wrong.",
         )
+
+
+def segment(tokens: np.ndarray, *, eos: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents within windows: segments and positions, int32 [B, L] each.
+
+    A document ends with its EOS. Segments count from 1, padding is 0; positions count
+    from 0 in each segment.
+    """
+    begins = np.zeros(tokens.shape, bool)
+    begins[:, 0] = True
+    begins[:, 1:] = tokens[:, :-1] == eos
+    column = np.arange(tokens.shape[1])
+    start = np.maximum.accumulate(np.where(begins, column, 0), axis=1)
+    segments = np.where(tokens == pad, 0, np.cumsum(begins, axis=1))
+    return segments.astype(np.int32), (column - start).astype(np.int32)
 
 
 def train_batches(
@@ -98,42 +127,43 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    mixture: Mixture | None = None,
+    document_mask: bool = False,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of training from `start_step` on, without end.
+    """Yields the batches of training from `start_step` on.
 
     Batch s is a pure function of (seed, s): windows are drawn without replacement
     within an epoch, and in a new order in each. All of its state is the number s.
+    There is no end but that of a mixture whose sources are all limited.
 
     Args:
       batch_size: windows per step, over all processes.
+      mixture: how often each source is drawn; without it, as its size says.
+      document_mask: whether batches have segments and positions.
       process_index: this process yields the rows it has in the global batch: the
         rows of all processes, in order, are the same for any `process_count`.
     """
-    windows = Windows(prepared, "train")
+    windows = Windows(prepared, "train", document_mask=document_mask)
     rows = _rows(batch_size, process_index, process_count)
+    mixture = mixture or Mixture.plain(len(windows.per_source))
+    order = DrawOrder(windows.per_source, mixture, seed)
+    num_windows = mixture.num_windows(windows.per_source)
+    num_batches = _ENDLESS if math.isinf(num_windows) else num_windows // batch_size
 
-    def read(indices: np.ndarray) -> Batch:
-        return windows.batch(indices[rows])
+    def read(step: int) -> Batch:
+        positions = step * batch_size + np.arange(batch_size)
+        return windows.batch(order(positions)[rows])
 
     # Threads read ahead; more of them fight for the interpreter.
     threads = 1 if windows.in_memory else 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    # Grain shuffles, repeats and batches the indices of windows; a whole batch is
-    # then read and decoded at once, much faster than window by window.
-    dataset = (
-        grain.MapDataset.range(len(windows))
-        .seed(seed % 2**32)
-        .shuffle()
-        .repeat(None)
-        # Of an endless dataset nothing remains, but rounding up its length overflows.
-        .batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
-        .map(read)
-        .to_iter_dataset(options)
-    )
-    iterator = iter(dataset)
+    # The dataset is one of steps: a whole batch is read and decoded at once, much
+    # faster than window by window.
+    dataset = grain.MapDataset.range(int(num_batches)).map(read)
+    iterator = iter(dataset.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return iterator
 
@@ -144,6 +174,7 @@ def eval_batches(
     batch_size: int,
     split: str = "valid",
     num_batches: int = 0,
+    document_mask: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -154,7 +185,7 @@ def eval_batches(
       num_batches: 0 reads every window once; otherwise at most so many batches, of
         windows that are spread evenly and stand for each source by its size.
     """
-    windows = Windows(prepared, split)
+    windows = Windows(prepared, split, document_mask=document_mask)
     rows = _rows(batch_size, process_index, process_count)
     chosen = np.arange(len(windows))
     if 0 < num_batches * batch_size < len(windows):

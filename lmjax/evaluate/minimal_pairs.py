@@ -11,6 +11,7 @@ import numpy as np
 
 from lmjax.core.types import PyTree
 from lmjax.data.batch import Batch
+from lmjax.data.pipeline import segment
 from lmjax.diffusion.schedules import sigma
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion
@@ -52,10 +53,16 @@ def evaluate_pairs(
     params: PyTree,
     pairs: Sequence[Pair],
     *,
+    opening: Sequence[int],
     eos_id: int,
     pad_id: int,
+    document_mask: bool = False,
 ) -> PairAccuracy:
     """Scores both members of every pair as a document of their own.
+
+    Args:
+      opening: ids that stand before the text of a document, as in training.
+      document_mask: whether attention stays within documents, as in training.
 
     A causal model gives the exact log-likelihood; masked diffusion the
     pseudo-log-likelihood: each token given all others (Salazar et al. 2020).
@@ -66,8 +73,11 @@ def evaluate_pairs(
     scores = np.zeros(len(sentences))
     rows = ROWS + -ROWS % scorer.mesh.size
     for owners, batch, draws in _batches(
-        sentences, expand, eos_id, pad_id, pseudo, rows
+        sentences, expand, tuple(opening), eos_id, pad_id, pseudo, rows
     ):
+        if document_mask:
+            segments, positions = segment(batch.tokens, eos=eos_id, pad=pad_id)
+            batch = dataclasses.replace(batch, segments=segments, positions=positions)
         nll = np.asarray(scorer.nll_B(params, batch, draws), np.float64)
         np.subtract.at(scores, owners, nll[: len(owners)])
     right = scores[0::2] > scores[1::2]
@@ -97,6 +107,7 @@ def _masked_rows(num_counted: int) -> np.ndarray:
 def _batches(
     sentences: Sequence[Sequence[int]],
     expand: Callable[[int], np.ndarray],
+    opening: tuple[int, ...],
     eos_id: int,
     pad_id: int,
     pseudo: bool,
@@ -104,19 +115,20 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, Batch, Any]]:
     """(sentence of each row, batch, draws), all batches in one shape.
 
-    A row is EOS, which is given, the sentence, and the EOS that ends it.
+    A row is the opening, which is given, the sentence, and the EOS that ends it.
     """
-    longest = max(map(len, sentences)) + 2
+    skip = len(opening)
+    longest = max(map(len, sentences)) + skip + 1
     length = math.ceil(longest / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     owners, tokens, real, counted = [], [], [], []
     for owner, ids in enumerate(sentences):
         row = np.full(length, pad_id, np.int32)
-        row[: len(ids) + 2] = [eos_id, *ids, eos_id]
+        row[: skip + len(ids) + 1] = [*opening, *ids, eos_id]
         for chosen in expand(len(ids) + 1):
             owners.append(owner)
             tokens.append(row)
-            real.append(np.arange(1, len(ids) + 2))
-            counted.append(np.pad(chosen, (1, length - 1 - chosen.size)))
+            real.append(np.arange(skip, skip + len(ids) + 1))
+            counted.append(np.pad(chosen, (skip, length - skip - chosen.size)))
     for start in range(0, len(owners), rows):
         chosen = slice(start, start + rows)
         weights = np.zeros((rows, length), np.float32)

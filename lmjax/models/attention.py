@@ -1,5 +1,7 @@
 """Multi-head attention with grouped queries, rotary positions and a cache."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,22 @@ from lmjax.models.attention_kernels import AttentionFunction
 from lmjax.models.linear import Linear
 from lmjax.models.norms import RMSNorm
 from lmjax.models.positions import rotate
+
+
+class Rows(NamedTuple):
+    """What the rows of a batch hold, as far as attention must know.
+
+    Attributes:
+      lengths_B: real tokens of each row; None: there is no padding.
+      segments_BL: number of the document each position belongs to, 0 on padding;
+        None: a row is one document.
+      positions_BL: position of each token in its document; None: counted from the
+        start of the row.
+    """
+
+    lengths_B: jax.Array | None = None
+    segments_BL: jax.Array | None = None
+    positions_BL: jax.Array | None = None
 
 
 class Attention(nnx.Module):
@@ -71,13 +89,18 @@ class Attention(nnx.Module):
 
         self.query_norm, self.key_norm = head_norm(), head_norm()
 
-    def __call__(
-        self, x_BLD: jax.Array, *, lengths_B: jax.Array | None = None
-    ) -> jax.Array:
-        positions_BL = jnp.arange(x_BLD.shape[1])[None]
+    def __call__(self, x_BLD: jax.Array, rows: Rows) -> jax.Array:
+        positions_BL = rows.positions_BL
+        if positions_BL is None:
+            positions_BL = jnp.arange(x_BLD.shape[1])[None]
         q_BLNH, k_BLKH, v_BLKH = self._project(x_BLD, positions_BL)
         y_BLNH = self.attend(
-            q_BLNH, k_BLKH, v_BLKH, causal=self.causal, lengths_B=lengths_B
+            q_BLNH,
+            k_BLKH,
+            v_BLKH,
+            causal=self.causal,
+            lengths_B=rows.lengths_B,
+            segments_BL=rows.segments_BL,
         )
         return self.output(y_BLNH)
 

@@ -3,6 +3,10 @@
 Every implementation has the signature of `AttentionFunction`: queries
 [B, L, N, H], keys and values [B, S, K, H] with N a multiple of K, scaled by
 1/sqrt(H), softmax in float32. `lengths_B` counts the keys that exist in each row.
+
+`segments_BL` (where L = S) numbers the documents side by side in a row, from 1 and 0 on
+padding: a query sees the keys of its own segment alone. What lies behind `lengths_B`
+joins segment 0 then, so that every query, of padding too, has at least itself to see.
 """
 
 import dataclasses
@@ -30,6 +34,7 @@ class AttentionFunction(Protocol):
         *,
         causal: bool,
         lengths_B: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
     ) -> jax.Array: ...
 
 
@@ -49,13 +54,23 @@ def library_attention(
     *,
     causal: bool,
     lengths_B: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """`jax.nn.dot_product_attention`: plain XLA, or cuDNN's fused kernel on GPU."""
+    """`jax.nn.dot_product_attention`: plain XLA, or cuDNN's fused kernel on GPU.
+
+    cuDNN runs without segments alone; `choose_attention` sees to that.
+    """
+    mask = None
+    if segments_BL is not None:
+        segments_BL = _with_padding(segments_BL, lengths_B)
+        mask = _same_segment(segments_BL, segments_BL)
+        lengths_B = None
     return jax.nn.dot_product_attention(
         q_BLNH,
         k_BSKH,
         v_BSKH,
+        mask=mask,
         is_causal=causal,
         key_value_seq_lengths=lengths_B,
         implementation=implementation,
@@ -69,6 +84,7 @@ def chunked_attention(
     *,
     causal: bool,
     lengths_B: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention in blocks of queries that see only the keys before them.
 
@@ -78,8 +94,15 @@ def chunked_attention(
     length = q_BLNH.shape[1]
     if not causal or length <= CHUNK:
         return library_attention(
-            q_BLNH, k_BSKH, v_BSKH, causal=causal, lengths_B=lengths_B
+            q_BLNH,
+            k_BSKH,
+            v_BSKH,
+            causal=causal,
+            lengths_B=lengths_B,
+            segments_BL=segments_BL,
         )
+    if segments_BL is not None:
+        segments_BL, lengths_B = _with_padding(segments_BL, lengths_B), None
     blocks = []
     for start in range(0, length, CHUNK):
         end = min(start + CHUNK, length)
@@ -87,6 +110,8 @@ def chunked_attention(
         mask = seen[None, None]
         if lengths_B is not None:
             mask = mask & (jnp.arange(end) < lengths_B[:, None, None, None])
+        if segments_BL is not None:
+            mask = mask & _same_segment(segments_BL[:, start:end], segments_BL[:, :end])
         blocks.append(
             jax.nn.dot_product_attention(
                 q_BLNH[:, start:end],
@@ -106,6 +131,7 @@ def splash_attention(
     *,
     causal: bool,
     lengths_B: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
 ) -> jax.Array:
     """The TPU kernel of jax.experimental.pallas (block-sparse flash attention).
 
@@ -116,13 +142,21 @@ def splash_attention(
     length, num_heads, head_width = q_BLNH.shape[1:]
     if length % SPLASH_BLOCK:
         return library_attention(
-            q_BLNH, k_BSKH, v_BSKH, causal=causal, lengths_B=lengths_B
+            q_BLNH,
+            k_BSKH,
+            v_BSKH,
+            causal=causal,
+            lengths_B=lengths_B,
+            segments_BL=segments_BL,
         )
     shape = (length, k_BSKH.shape[1])
     head_mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     mask = splash.MultiHeadMask([head_mask] * num_heads)
     segments = None
-    if lengths_B is not None:
+    if segments_BL is not None:
+        segments_BL = _with_padding(segments_BL, lengths_B)
+        segments = splash.SegmentIds(q=segments_BL, kv=segments_BL)
+    elif lengths_B is not None:
         real_BS = jnp.arange(shape[1]) < lengths_B[:, None]
         segments = splash.SegmentIds(
             q=real_BS[:, :length].astype(jnp.int32), kv=real_BS.astype(jnp.int32)
@@ -142,6 +176,19 @@ def splash_attention(
     return jnp.swapaxes(attended, 1, 2).astype(q_BLNH.dtype)
 
 
+def _with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
+    """The segments, with all that is behind the lengths in segment 0."""
+    if lengths_B is None:
+        return segments_BL
+    real_BL = jnp.arange(segments_BL.shape[1]) < lengths_B[:, None]
+    return jnp.where(real_BL, segments_BL, 0)
+
+
+def _same_segment(queries_BL: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    """Which keys are of a query's segment: bool [B, 1, L, S], alike for all heads."""
+    return queries_BL[:, None, :, None] == keys_BS[:, None, None, :]
+
+
 def choose_attention(
     kind: AttentionKind,
     *,
@@ -150,13 +197,16 @@ def choose_attention(
     head_width: int,
     length: int,
     dtype: jnp.dtype,
+    segments: bool,
 ) -> AttentionChoice:
     """The implementation for this device, mask and head width, or the forced one.
+
+    `segments` says whether attention stays within documents.
 
     Raises:
       ConfigError: when a forced implementation cannot run here; says why.
     """
-    obstacles = _obstacles(device, head_width, length, dtype)
+    obstacles = _obstacles(device, head_width, length, dtype, segments)
     if kind is not AttentionKind.AUTO:
         if kind in obstacles:
             raise ConfigError(
@@ -184,7 +234,7 @@ def _choice(kind: AttentionKind, reason: str) -> AttentionChoice:
 
 
 def _obstacles(
-    device: jax.Device, head_width: int, length: int, dtype: jnp.dtype
+    device: jax.Device, head_width: int, length: int, dtype: jnp.dtype, segments: bool
 ) -> dict[AttentionKind, str]:
     """Why each implementation that cannot run here cannot."""
     obstacles = {}
@@ -201,6 +251,12 @@ def _obstacles(
     elif head_width % 8 or head_width > 128:
         obstacles[AttentionKind.CUDNN] = (
             "it needs a head width that 8 divides, at most 128"
+        )
+    elif segments:
+        # A mask would go to cuDNN as a bias [B, 1, L, L], in even lengths alone; jax
+        # before 0.12 has its backward pass write a gradient of that size, too.
+        obstacles[AttentionKind.CUDNN] = (
+            "it has no mask that keeps attention within documents (data.document_mask)"
         )
     return obstacles
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lmjax.config.schema import ModelConfig
+from lmjax.models.attention import Rows
 from lmjax.models.linear import Linear, dropout
 from lmjax.models.norms import RMSNorm
 from lmjax.models.stack import make_stack, run_stack
@@ -89,8 +90,8 @@ class DiTBlock(nnx.Module):
         self,
         x_BLD: jax.Array,
         condition_BE: jax.Array,
+        rows: Rows,
         *,
-        lengths_B: jax.Array | None,
         dropout_key: jax.Array | None,
     ) -> jax.Array:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -98,7 +99,7 @@ class DiTBlock(nnx.Module):
             condition_BE, x_BLD.dtype
         )
         y_BLD = self.attention_norm(x_BLD) * (1 + scale1) + shift1
-        y_BLD = self.attention(y_BLD, lengths_B=lengths_B)
+        y_BLD = self.attention(y_BLD, rows)
         x_BLD = x_BLD + gate1 * dropout(y_BLD, self.dropout_rate, keys[0])
         y_BLD = self.mlp(self.mlp_norm(x_BLD) * (1 + scale2) + shift2)
         return x_BLD + gate2 * dropout(y_BLD, self.dropout_rate, keys[1])
@@ -127,21 +128,21 @@ class DiT(nnx.Module):
         tokens_BL: jax.Array,
         *,
         lengths_B: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
         sigma_B: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         if sigma_B is None:
             raise ValueError("a DiT needs sigma_B, the noise level of each row")
+        rows = Rows(lengths_B, segments_BL, positions_BL)
         condition_BE = self.noise_embedding(sigma_B)
         x_BLD, keys = embed_with_dropout(
             self.vocabulary, tokens_BL, self.config, dropout_key
         )
         x_BLD, _ = run_stack(
             self.blocks,
-            lambda block, x, key: (
-                block(x, condition_BE, lengths_B=lengths_B, dropout_key=key),
-                None,
-            ),
+            lambda block, x, key: (block(x, condition_BE, rows, dropout_key=key), None),
             x_BLD,
             keys,
             scan=self.setting.scan,

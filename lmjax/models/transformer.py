@@ -8,7 +8,7 @@ from flax import nnx
 
 from lmjax.config.schema import ModelConfig, Remat
 from lmjax.core.types import KeyValueCache
-from lmjax.models.attention import Attention
+from lmjax.models.attention import Attention, Rows
 from lmjax.models.attention_kernels import AttentionFunction
 from lmjax.models.linear import dropout
 from lmjax.models.mlp import MLP
@@ -119,12 +119,12 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
+        rows: Rows,
         *,
-        lengths_B: jax.Array | None,
         dropout_key: jax.Array | None,
     ) -> jax.Array:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        y_BLD = self.attention(self.attention_norm(x_BLD), lengths_B=lengths_B)
+        y_BLD = self.attention(self.attention_norm(x_BLD), rows)
         x_BLD = x_BLD + dropout(y_BLD, self.dropout_rate, keys[0])
         y_BLD = self.mlp(self.mlp_norm(x_BLD))
         return x_BLD + dropout(y_BLD, self.dropout_rate, keys[1])
@@ -157,19 +157,19 @@ class Transformer(nnx.Module):
         tokens_BL: jax.Array,
         *,
         lengths_B: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
         sigma_B: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         del sigma_B  # only a DiT is conditioned on the noise level
+        rows = Rows(lengths_B, segments_BL, positions_BL)
         x_BLD, keys = embed_with_dropout(
             self.vocabulary, tokens_BL, self.config, dropout_key
         )
         x_BLD, _ = run_stack(
             self.blocks,
-            lambda block, x, key: (
-                block(x, lengths_B=lengths_B, dropout_key=key),
-                None,
-            ),
+            lambda block, x, key: (block(x, rows, dropout_key=key), None),
             x_BLD,
             keys,
             scan=self.setting.scan,

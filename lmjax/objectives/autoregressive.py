@@ -16,7 +16,13 @@ class Autoregressive:
     """-sum_i log p(x_i | x_<i), with BOS before every window.
 
     So each of a window's L tokens is predicted once, just as in masked diffusion, and
-    the two objectives' figures count the same tokens.
+    the two objectives' figures count the same tokens. Tokens without a weight are
+    context: what follows is conditioned on them, and they do not count.
+
+    Where attention stays within documents, the input at a position is of the segment
+    and the position of its target. So a document that is not the first of its window is
+    predicted from the EOS of the one before, as its first input, and from nothing else
+    of that one: it costs what it costs alone, with EOS in place of BOS before it.
 
     Attributes:
       bos_id: the first input of every window.
@@ -45,7 +51,12 @@ class Autoregressive:
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         inputs_BL = jnp.roll(batch.tokens, 1, axis=1).at[:, 0].set(self.bos_id)
-        hidden_BLD = model(inputs_BL, dropout_key=dropout_key)
+        hidden_BLD = model(
+            inputs_BL,
+            segments_BL=batch.segments,
+            positions_BL=batch.positions,
+            dropout_key=dropout_key,
+        )
         nll_BL = token_nll(
             model,
             hidden_BLD,

@@ -38,6 +38,8 @@ class MaskedDiffusion:
     is no other term. Normalised by counted tokens, not by masked ones: at a zero head
     the expected loss is ln(number of predictable ids).
 
+    Tokens without a weight are context: never masked, and seen by the others.
+
     Attributes:
       process: mask id and schedule, shared with the sampler.
       chunk_tokens: tokens whose logits exist at once.
@@ -92,6 +94,8 @@ class MaskedDiffusion:
         hidden_BLD = model(
             self.process.mask(batch.tokens, draws.masked_BL),
             lengths_B=real_lengths(batch),
+            segments_BL=batch.segments,
+            positions_BL=batch.positions,
             sigma_B=draws.sigma_B,
             dropout_key=dropout_key,
         )

@@ -17,7 +17,7 @@ class AutoregressiveSampler:
 
     Attributes:
       bind: parameters -> causal model with a cache.
-      bos_id: goes before every prompt, as before every training window.
+      bos_id: goes before every canvas, as BOS does before every training window.
       eos_id: ends a row; what follows it is EOS too.
       draw: how a token is picked from logits.
     """

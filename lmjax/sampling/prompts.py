@@ -8,7 +8,7 @@ import numpy as np
 
 from lmjax.core.errors import ConfigError
 from lmjax.core.types import PyTree
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenization.tokenizers import Tokenizer
 from lmjax.sampling.autoregressive import AutoregressiveSampler
 from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
 
@@ -28,6 +28,7 @@ class Generator:
       sampler: autoregressive or masked diffusion.
       tokenizer: that of the model.
       max_length: longest canvas the model takes, in tokens.
+      opening: ids that stand before the text of a document, as in training.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Generator:
         tokenizer: Tokenizer,
         *,
         max_length: int,
+        opening: Sequence[int],
     ):
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.opening = tuple(opening)
         self._fill = jax.jit(sampler)
         self._wants_given = isinstance(sampler, MaskedDiffusionSampler)
 
@@ -51,8 +54,6 @@ class Generator:
         max_new_tokens: int,
     ) -> list[Sample]:
         """`num_samples` texts for each prompt; no prompts means one empty prompt.
-
-        Every text begins as a document does, after the end of another.
 
         Raises:
           ConfigError: when a prompt leaves no room for a new token.
@@ -68,9 +69,10 @@ class Generator:
             row[: len(tokens)] = tokens
         given_BL = np.arange(length) < lengths_B[:, None]
         start = given_BL if self._wants_given else lengths_B
+        skip = len(self.opening)
         filled_BL = np.asarray(self._fill(params, key, canvas_BL, start))
         return [
-            Sample(prompt, self._text(tokens[1:], len(given) - 1, max_new_tokens))
+            Sample(prompt, self._text(tokens[skip:], len(given) - skip, max_new_tokens))
             for prompt, given, tokens in zip(prompts, ids, filled_BL, strict=True)
         ]
 
@@ -79,9 +81,8 @@ class Generator:
         self._encode(prompts or ("",), max_new_tokens)
 
     def _encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Tokens of each prompt behind the end of a document, if they fit."""
-        eos = self.tokenizer.special.eos
-        ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        """Tokens of each prompt behind the opening of a document, if they fit."""
+        ids = [[*self.opening, *self.tokenizer.encode(prompt)] for prompt in prompts]
         for prompt, tokens in zip(prompts, ids, strict=True):
             room = self.max_length - len(tokens)
             if max_new_tokens > room:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pathlib
 import sys
 from typing import Any, TextIO
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from lmjax.config.schema import LogConfig
 from lmjax.core.errors import ConfigError
+from lmjax.core.files import replacing
 
 
 class RunLogger:
@@ -146,9 +146,8 @@ def _drop_later_lines(path: pathlib.Path, step: int) -> None:
         if keep:
             kept.append(line + "\n")
     # In one go: on a full disk the old lines stay.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _tensorboard(folder: pathlib.Path, start_step: int) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from lmjax.config import checks, fields
 from lmjax.config.schema import AutoregressiveConfig, Config
 from lmjax.core.errors import ConfigError
-from lmjax.data import tokenizer_training
+from lmjax.data.tokenization import training as tokenizer_training
 
 
 def _message(config: Config, **arguments: int) -> str:
@@ -36,6 +36,8 @@ BROKEN = [
     {"seed": -1},
     {"seed": 2**32},
     {"tokenizer__vocab_size": 261},
+    {"tokenizer__min_frequency": 0},
+    {"tokenizer__reserved": 1001},
     {"data__sample_words": 0},
     {"data__valid_fraction": 0.0},
     {"data__valid_fraction": 0.51},
@@ -180,6 +182,22 @@ def test_time_conditioning_needs_diffusion() -> None:
 
 def test_a_given_tokenizer_may_have_few_ids() -> None:
     checks.check(_with(tokenizer__vocab_size=100, tokenizer__path="bytes.model"))
+
+
+def test_a_tokenizer_that_is_not_trained_has_to_be_named() -> None:
+    for kind in ("gpt2", "hub"):
+        message = _message(_with(tokenizer__kind=kind, tokenizer__path=" "))
+        assert f"tokenizer.path=' ': must be given for tokenizer.kind={kind}" in message
+        checks.check(_with(tokenizer__kind=kind, tokenizer__path="a/b"))
+    checks.check(_with(tokenizer__kind="bytes", tokenizer__vocab_size=1))
+
+
+def test_reserved_ids_need_room_where_they_are_trained() -> None:
+    config = _with(tokenizer__vocab_size=272, tokenizer__kind="huggingface")
+    assert "tokenizer.vocab_size=272: must be at least 262 and" in _message(config)
+    fields.assign(config, {"tokenizer.vocab_size": 273})
+    checks.check(config)
+    checks.check(_with(tokenizer__vocab_size=262))  # SentencePiece reserves none
 
 
 def test_smallest_vocabulary_is_that_of_the_tokenizer_trainer() -> None:

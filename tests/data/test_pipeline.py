@@ -2,21 +2,25 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lmjax.config.schema import DataConfig, TokenizerConfig
+from lmjax.config.schema import DataConfig, DocumentUnit, Packing, TokenizerConfig
 from lmjax.core.errors import UserError
 from lmjax.data import pipeline
 from lmjax.data.batch import Batch
-from lmjax.data.manifest import Prepared
-from lmjax.data.pipeline import Windows, eval_batches, train_batches
-from lmjax.data.prepare import prepare
+from lmjax.data.mixing import Mixture
+from lmjax.data.pipeline import Windows, eval_batches, segment, train_batches
+from lmjax.data.preparation.manifest import Prepared
+from lmjax.data.preparation.prepare import prepare
+from lmjax.data.reading.sources import find_sources
 
 LENGTH = 8
-FIELDS = [field.name for field in dataclasses.fields(Batch)]
+# Those that are there without a document mask.
+FIELDS = ["tokens", "weights", "words", "bytes", "source"]
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +31,14 @@ def prepared(tmp_path_factory) -> Prepared:
         documents = [f"{name} tells of {i * 7} cats\nand dogs" for i in range(count)]
         (folder / name).write_text("\n\n".join(documents))
     return prepare(
-        DataConfig(sequence_length=LENGTH, cache_dir=str(folder / "cache")),
+        DataConfig(
+            sequence_length=LENGTH,
+            cache_dir=str(folder / "cache"),
+            documents=DocumentUnit.BLOCK,
+        ),
         TokenizerConfig(vocab_size=290),
         seed=0,
-        train_files=sorted(folder.glob("*.train")),
+        train=find_sources((str(folder),), "train"),
     )
 
 
@@ -83,7 +91,7 @@ def test_fields_have_their_types_and_shapes(prepared, place):
 def test_tokens_decode_to_their_words_and_bytes(prepared, place):
     batch = Windows(prepared, "train").batch([0, 1, 2, 3])
     text = "".join(prepared.tokenizer.decode(row) for row in batch.tokens)
-    assert text.startswith("big.train tells of 0 cats\nand dogs")
+    assert re.match(r"big\.train tells of \d+ cats\nand dogs", text)
     assert batch.bytes.sum() == len(text.encode())
     assert batch.words[0, 0] == 1
 
@@ -248,7 +256,7 @@ def test_damaged_shards_are_reported(prepared, place, tmp_path):
     damaged[200:400] = bytes(200)
     copy = tmp_path / "copy"
     copy.mkdir()
-    for each in Path(prepared.folder).iterdir():
+    for each in prepared.folder.glob("*.*"):
         (copy / each.name).write_bytes(each.read_bytes())
     (copy / shard.file).write_bytes(damaged)
     moved = dataclasses.replace(prepared, folder=copy)
@@ -256,4 +264,96 @@ def test_damaged_shards_are_reported(prepared, place, tmp_path):
         windows = Windows(moved, "train")
         windows.batch(range(len(windows)))
     assert caught.value.where == str(copy)
-    assert "delete" in caught.value.remedy
+    assert "--mode prepare" in caught.value.remedy
+
+
+def test_segments_are_documents_and_positions_restart():
+    tokens = np.array([[7, 2, 8, 9, 2, 2], [7, 8, 2, 3, 3, 3], [7, 7, 7, 7, 7, 7]])
+    segments, positions = segment(tokens, eos=2, pad=3)
+    assert segments.tolist() == [
+        [1, 1, 2, 2, 2, 3],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1],
+    ]
+    assert positions[0].tolist() == [0, 1, 0, 1, 2, 0]
+    assert positions[1, :3].tolist() == [0, 1, 2]
+    assert positions[2].tolist() == [0, 1, 2, 3, 4, 5]
+    assert segments.dtype == positions.dtype == np.int32
+
+
+def test_a_document_mask_adds_segments_to_the_same_windows(prepared, place):
+    plain = next(train_batches(prepared, batch_size=4, seed=0))
+    masked = next(train_batches(prepared, batch_size=4, seed=0, document_mask=True))
+    assert plain.segments is None and plain.positions is None
+    assert _same(plain, masked)
+    expected = segment(masked.tokens, eos=2, pad=3)
+    assert np.array_equal([masked.segments, masked.positions], expected)
+    evaluated = next(eval_batches(prepared, batch_size=4, document_mask=True))
+    assert evaluated.segments.shape == evaluated.tokens.shape
+    assert not evaluated.segments[evaluated.weights == 0].any()
+
+
+def _prepare_again(prepared: Prepared, tmp_path: Path, **data) -> Prepared:
+    """The same text in other windows."""
+    return prepare(
+        DataConfig(
+            sequence_length=LENGTH,
+            cache_dir=str(tmp_path),
+            documents=DocumentUnit.BLOCK,
+            **data,
+        ),
+        TokenizerConfig(vocab_size=290),
+        seed=0,
+        train=find_sources((str(prepared.folder.parents[1]),), "train"),
+    )
+
+
+def test_context_and_bos_have_no_weight_and_words_are_counted_once(prepared, tmp_path):
+    again = _prepare_again(
+        prepared, tmp_path, packing=Packing.DOCUMENTS, stride=5, bos=True
+    )
+    windows = Windows(again, "train")
+    batch = windows.batch(range(len(windows)))
+    counts = again.train.counts
+    assert counts.words == prepared.train.counts.words == batch.words.sum()
+    assert counts.bytes == prepared.train.counts.bytes == batch.bytes.sum()
+    # An end per document is counted, a beginning is not.
+    assert batch.weights.sum() == prepared.train.counts.tokens
+    assert counts.tokens == prepared.train.counts.tokens
+    assert not batch.weights[batch.tokens == 1].any()
+    later = batch.tokens[:, 0] != 1
+    assert later.any() and not batch.weights[later, : LENGTH - 5].any()
+
+
+def test_weights_draw_a_source_more_often(prepared, place):
+    names = [records.source for records in prepared.train.records]
+    mixture = Mixture.parse(["small=20"], [], names)
+    batches = _take(train_batches(prepared, batch_size=8, seed=0, mixture=mixture), 30)
+    source = _joined(batches).source
+    share = mixture.shares(np.array([r.counts.windows for r in prepared.train.records]))
+    assert abs((source == 1).mean() - share[1]) < 0.01
+    # One integer resumes it, and hosts share it.
+    resumed = train_batches(
+        prepared, batch_size=8, seed=0, mixture=mixture, start_step=25
+    )
+    assert all(map(_same, _take(resumed, 5), batches[25:]))
+    parts = [
+        train_batches(
+            prepared,
+            batch_size=8,
+            seed=0,
+            mixture=mixture,
+            process_index=index,
+            process_count=2,
+        )
+        for index in range(2)
+    ]
+    shares = zip(*(_take(part, 30) for part in parts), strict=True)
+    assert all(_same(_joined(pair), b) for pair, b in zip(shares, batches, strict=True))
+
+
+def test_limited_sources_end_the_stream(prepared):
+    names = [records.source for records in prepared.train.records]
+    mixture = Mixture.parse([], ["2"], names)
+    batches = list(train_batches(prepared, batch_size=4, seed=0, mixture=mixture))
+    assert len(batches) == 2 * prepared.train.counts.windows // 4

@@ -268,15 +268,31 @@ def test_draws_are_spread_evenly_over_each_window_and_over_all() -> None:
         assert spread == pytest.approx(1 / draws / math.sqrt(12), rel=0.02)
 
 
+def _packed(seed: int) -> Batch:
+    """The same rows, each cut into two documents."""
+    batch = _batch(seed)
+    first = np.broadcast_to(np.arange(LENGTH) < 5, batch.tokens.shape)
+    return dataclasses.replace(
+        batch,
+        segments=np.where(batch.weights > 0, np.where(first, 1, 2), 0).astype(np.int32),
+        positions=np.where(first, 0, -5).astype(np.int32)
+        + np.arange(LENGTH, dtype=np.int32),
+    )
+
+
+@pytest.mark.parametrize("make_batch", [_batch, _packed])
 @pytest.mark.parametrize("objective", [AUTOREGRESSIVE, DIFFUSION], ids=["ar", "mdlm"])
 def test_figures_are_the_same_each_time_and_on_any_number_of_devices(
-    objective: Any, models: dict[str, Model], params: dict[str, Any]
+    objective: Any,
+    make_batch: Callable[[int], Batch],
+    models: dict[str, Model],
+    params: dict[str, Any],
 ) -> None:
     name = "causal" if objective.causal else "both ways"
 
     def evaluate(num_devices: int) -> dict[int, Likelihood]:
         scorer = _scorer(models[name].bind, objective, num_devices)
-        return scorer.evaluate(params[name], map(_batch, range(3)), draws=2)
+        return scorer.evaluate(params[name], map(make_batch, range(3)), draws=2)
 
     one = evaluate(1)
     assert evaluate(1) == one

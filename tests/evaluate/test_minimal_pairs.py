@@ -33,7 +33,7 @@ def _scorer(bind: Callable[..., Any], objective: Any, num_devices: int = 1) -> S
 
 
 def _evaluate(scorer: Scorer, params: Any, pairs: Sequence[Pair]) -> PairAccuracy:
-    return evaluate_pairs(scorer, params, pairs, eos_id=EOS, pad_id=PAD)
+    return evaluate_pairs(scorer, params, pairs, opening=[EOS], eos_id=EOS, pad_id=PAD)
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +207,33 @@ def test_neither_devices_nor_batches_change_the_ranking(
     monkeypatch.setattr(minimal_pairs, "ROWS", 64)
     scorer = _scorer(tiny.model.bind, tiny.scorer.objective, num_devices)
     assert _evaluate(scorer, tiny.params, pairs) == expected
+
+
+def test_a_document_mask_hides_the_end_of_the_document_before(
+    tiny: Tiny, pairs: Sequence[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The opening's EOS is a document of its own: only its place as an input counts."""
+    seen = []
+
+    def spy(self: Scorer, params: Any, batch: Any, draws: Any) -> jax.Array:
+        seen.append(batch)
+        return jnp.zeros(len(batch.tokens))
+
+    monkeypatch.setattr(Scorer, "nll_B", spy)
+    evaluate_pairs(
+        _scorer(tiny.model.bind, AUTOREGRESSIVE),
+        tiny.params,
+        pairs[:1],
+        opening=[EOS, BOS],
+        eos_id=EOS,
+        pad_id=PAD,
+        document_mask=True,
+    )
+    (batch,) = seen
+    good = pairs[0].good
+    used = len(good) + 3
+    assert batch.tokens[0, :used].tolist() == [EOS, BOS, *good, EOS]
+    assert batch.weights[0, :used].tolist() == [0, 0, *[1] * (len(good) + 1)]
+    assert batch.segments[0, :used].tolist() == [1, *[2] * (used - 1)]
+    assert batch.positions[0, :used].tolist() == [0, *range(used - 1)]
+    assert not batch.segments[0, used:].any()

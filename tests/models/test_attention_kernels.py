@@ -23,7 +23,12 @@ from lmjax.models.attention_kernels import (
 
 
 def _reference(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, lengths: list[int]
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    causal: bool,
+    lengths: list[int],
+    segments: np.ndarray | None = None,
 ) -> np.ndarray:
     """Attention row by row and head by head, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -35,6 +40,9 @@ def _reference(
             keys, values = (x[b, :, n // queries_per_key] for x in (k, v))
             scores = q[b, :, n] @ keys.T / np.sqrt(head_width)
             seen = np.arange(len(keys))[None] < lengths[b]
+            if segments is not None:  # padding sees padding
+                real = np.where(seen[0], segments[b], 0)
+                seen = real[:, None] == real
             if causal:
                 seen = seen & np.tri(length, dtype=bool)
             scores = np.where(seen, scores, -np.inf)
@@ -64,6 +72,38 @@ def test_attention_agrees_with_a_float64_reference(
         q, k, v, causal=causal, lengths_B=None if lengths is None else np.int32(lengths)
     )
     expected = _reference(q, k, v, causal, lengths or [300, 300])
+    np.testing.assert_allclose(output, expected, atol=2e-6)
+
+
+# Three documents; one that fills no chunk, one that crosses chunks, and padding.
+SEGMENTS = np.array(
+    [[1] * 100 + [2] * 150 + [3] * 50, [1] * 7 + [2] * 125 + [0] * 168], np.int32
+)
+
+
+@pytest.mark.parametrize("lengths", [None, [300, 37]])
+@pytest.mark.parametrize(
+    ("attend", "causal"),
+    [
+        (library_attention, True),
+        (library_attention, False),
+        (chunked_attention, True),
+        (chunked_attention, False),
+    ],
+)
+def test_a_query_sees_the_keys_of_its_own_segment_alone(
+    attend: AttentionFunction, causal: bool, lengths: list[int] | None
+) -> None:
+    q, k, v = _inputs(300, kv_heads=2)
+    output = jax.jit(attend, static_argnames="causal")(
+        q,
+        k,
+        v,
+        causal=causal,
+        lengths_B=None if lengths is None else np.int32(lengths),
+        segments_BL=SEGMENTS,
+    )
+    expected = _reference(q, k, v, causal, lengths or [300, 300], SEGMENTS)
     np.testing.assert_allclose(output, expected, atol=2e-6)
 
 
@@ -101,6 +141,33 @@ def test_the_tpu_kernel_agrees_with_the_reference_when_interpreted(
         )
 
 
+@pytest.mark.parametrize("lengths", [None, [256, 130]])
+def test_the_tpu_kernel_keeps_to_segments_when_interpreted(
+    lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_kernel = functools.partial(splash.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash, "make_splash_mha", make_kernel)
+    q, k, v = _inputs(256, kv_heads=2, head_width=128)
+    segments = SEGMENTS[:, :256]
+    output = jax.jit(splash_attention, static_argnames="causal")(
+        q,
+        k,
+        v,
+        causal=True,
+        lengths_B=None if lengths is None else np.int32(lengths),
+        segments_BL=segments,
+    )
+    expected = _reference(q, k, v, True, lengths or [256, 256], segments)
+    np.testing.assert_allclose(output, expected, atol=2e-5)
+
+
+def test_lengths_the_tpu_kernel_does_not_take_keep_to_segments_too() -> None:
+    q, k, v = _inputs(300, kv_heads=2)
+    output = splash_attention(q, k, v, causal=True, segments_BL=SEGMENTS)
+    expected = _reference(q, k, v, True, [300, 300], SEGMENTS)
+    np.testing.assert_allclose(output, expected, atol=2e-6)
+
+
 CPU = types.SimpleNamespace(platform="cpu", device_kind="cpu")
 TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 GPU = types.SimpleNamespace(
@@ -119,6 +186,7 @@ def _choose(
     head_width: int = 64,
     length: int = 1024,
     dtype: str = "bfloat16",
+    segments: bool = False,
 ) -> AttentionChoice:
     return choose_attention(
         kind,
@@ -127,6 +195,7 @@ def _choose(
         head_width=head_width,
         length=length,
         dtype=jnp.dtype(dtype),
+        segments=segments,
     )
 
 
@@ -144,6 +213,9 @@ def _choose(
         (OLD_GPU, {}, AttentionKind.XLA),
         (TPU, {}, AttentionKind.SPLASH),
         (TPU, {"length": 1000}, AttentionKind.XLA),
+        (CPU, {"segments": True}, AttentionKind.CHUNKED),
+        (GPU, {"segments": True}, AttentionKind.XLA),
+        (TPU, {"segments": True}, AttentionKind.SPLASH),
     ],
 )
 def test_auto_takes_the_fused_kernel_where_it_runs(
@@ -171,6 +243,7 @@ def test_the_choice_comes_with_its_own_function() -> None:
         (GPU, AttentionKind.CUDNN, {"head_width": 256}, "head width"),
         (OLD_GPU, AttentionKind.CUDNN, {}, "compute capability 8.0"),
         (TPU, AttentionKind.SPLASH, {"length": 1000}, "128"),
+        (GPU, AttentionKind.CUDNN, {"segments": True}, "document_mask"),
     ],
 )
 def test_an_implementation_that_cannot_run_is_refused_with_the_reason(

@@ -14,6 +14,8 @@ from lmjax.models.stack import UNROLL_LIMIT, use_scan
 TOKENS = np.random.default_rng(0).integers(3, 31, size=(2, 7)).astype(np.int32)
 ARGUMENTS = dict(
     lengths_B=np.array([7, 4], np.int32),
+    segments_BL=np.array([[1] * 3 + [2] * 4, [1] * 2 + [2] * 2 + [0] * 3], np.int32),
+    positions_BL=np.array([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 0, 1, 2]], np.int32),
     sigma_B=np.array([0.1, 2.0], np.float32),
     dropout_key=jax.random.key(3),
 )

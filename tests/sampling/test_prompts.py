@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax.core.errors import ConfigError
-from lmjax.data.tokenizers import SpecialIds
+from lmjax.data.tokenization.tokenizers import SpecialIds
 from lmjax.diffusion.process import MaskProcess
 from lmjax.diffusion.schedules import CosineSchedule
 from lmjax.models.build import Model
@@ -53,7 +53,7 @@ def generate(
         sampler = MaskedDiffusionSampler(
             bind=model.bind, process=process, steps=4, draw=TokenSampler()
         )
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH)
+    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
     params = random_params(model)
 
     def run(prompts: Sequence[str], *, seed: int = 0, **options: Any) -> list[Any]:
@@ -136,7 +136,7 @@ def test_a_text_ends_with_its_document(written: list[int], text: str) -> None:
     sampler = Canned(
         bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=tuple(written)
     )
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH)
+    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
     samples = generator(
         None, jax.random.key(0), ["ab"], num_samples=1, max_new_tokens=4
     )
@@ -145,10 +145,33 @@ def test_a_text_ends_with_its_document(written: list[int], text: str) -> None:
 
 def test_prompts_can_be_checked_before_there_is_a_model() -> None:
     sampler = Canned(bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=())
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH)
+    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
     generator.check(["a" * 9, ""], max_new_tokens=6)
     generator.check([], max_new_tokens=15)
     with pytest.raises(ConfigError, match="context of 16"):
         generator.check(["a" * 10], max_new_tokens=6)
     with pytest.raises(ConfigError, match="context of 16"):
         generator.check([], max_new_tokens=16)
+
+
+@pytest.mark.parametrize("opening", [(), (3,), (3, 1)])
+def test_the_opening_stands_before_the_prompt_and_is_not_told(
+    opening: tuple[int, ...],
+) -> None:
+    seen = []
+
+    def fill(params: Any, key: Any, canvas: Any, lengths: Any) -> Any:
+        seen.append((canvas, lengths))
+        return canvas
+
+    sampler = Canned(bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=())
+    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=opening)
+    generator._fill = fill
+    (sample,) = generator(
+        None, jax.random.key(0), ["cab"], num_samples=1, max_new_tokens=2
+    )
+    canvas, lengths = seen[0]
+    prompt = Letters().encode("cab")
+    assert canvas[0, : len(opening) + 3].tolist() == [*opening, *prompt]
+    assert lengths.tolist() == [len(opening) + 3]
+    assert sample.text.startswith("cab")
