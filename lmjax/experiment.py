@@ -17,6 +17,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
+from lmjax.assembly import build_objective, build_sampler
 from lmjax.config.schema import (
     SAMPLE_CORPUS,
     AutoregressiveConfig,
@@ -24,8 +25,9 @@ from lmjax.config.schema import (
     DataConfig,
     GenerateConfig,
     MaskedDiffusionConfig,
+    Packing,
+    Parameterization,
     Precision,
-    ScheduleKind,
 )
 from lmjax.core import durations
 from lmjax.core.errors import ConfigError
@@ -34,26 +36,20 @@ from lmjax.data.batch import Batch
 from lmjax.data.mixing import Mixture
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.data.preparation.prepare import prepare
+from lmjax.data.preparation.statistics import token_counts
 from lmjax.data.reading import hub
 from lmjax.data.reading.sources import Source, find_sources
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.data.sample import grammar as sample_grammar
 from lmjax.data.tokenization.tokenizers import SpecialIds, Tokenizer
-from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule, LinearSchedule, MaskSchedule
 from lmjax.models import stack
 from lmjax.models.attention_kernels import AttentionChoice, choose_attention
 from lmjax.models.build import Model, build_model, padded_vocab_size
 from lmjax.models.transformer import Setting
-from lmjax.objectives.autoregressive import Autoregressive
 from lmjax.objectives.base import Objective
-from lmjax.objectives.masked_diffusion import MaskedDiffusion
 from lmjax.optim.learning_rates import learning_rate
 from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel.mesh import build_mesh
-from lmjax.sampling.autoregressive import AutoregressiveSampler
-from lmjax.sampling.logits import TokenSampler
-from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
 from lmjax.sampling.prompts import Generator
 from lmjax.train.loop import Intervals
 from lmjax.train.state import StateMaker
@@ -95,7 +91,9 @@ def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
     """
     data = config.data
     fetch = functools.partial(
-        hub.fetch_dataset, cache_dir=pathlib.Path(data.cache_dir).expanduser()
+        hub.fetch_dataset,
+        cache_dir=pathlib.Path(data.cache_dir).expanduser(),
+        prompt_field=data.prompt_field,
     )
     if data.train == (SAMPLE_CORPUS,):
         sample = _sample_file(data)
@@ -119,9 +117,18 @@ def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
 
 
 def build_system(
-    config: Config, tokenizer: Tokenizer, devices: Sequence[jax.Device] | None = None
+    config: Config,
+    tokenizer: Tokenizer,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    prepared: Prepared | None = None,
 ) -> System:
-    """Model and objective of a config; allocates nothing on the devices."""
+    """Model and objective of a config; allocates nothing on the devices.
+
+    Args:
+      prepared: the training text, for objectives that ask how rare a token is; None
+        where nothing is trained.
+    """
     mesh = build_mesh(config.parallel, devices)
     device = mesh.devices.flat[0]
     dtype = _compute_dtype(config.train.precision, device)
@@ -136,10 +143,13 @@ def build_system(
         segments=config.data.document_mask,
     )
     rows = padded_vocab_size(tokenizer.vocab_size)
-    unpredictable = (*tokenizer.unpredictable, *range(tokenizer.vocab_size, rows))
+    never = {*tokenizer.unpredictable, *range(tokenizer.vocab_size, rows)}
+    predictable = np.setdiff1d(np.arange(rows, dtype=np.int32), list(never))
+    if _predicts_mask(config):
+        never.discard(tokenizer.special.mask)
     setting = Setting(
         vocab_size=rows,
-        unpredictable=unpredictable,
+        unpredictable=tuple(sorted(never)),
         causal=causal,
         attend=attention.function,
         scan=stack.use_scan(
@@ -154,8 +164,14 @@ def build_system(
         dtype=dtype,
         attention=attention,
         model=build_model(config.model, setting),
-        objective=_build_objective(config, tokenizer),
-        num_predictable=rows - len(set(unpredictable)),
+        objective=build_objective(
+            config,
+            bos_id=tokenizer.special.bos,
+            mask_id=tokenizer.special.mask,
+            predictable=predictable,
+            token_counts=_token_counts(config, prepared, rows),
+        ),
+        num_predictable=rows - len(never),
     )
 
 
@@ -206,6 +222,7 @@ def build_run(config: Config, system: System, prepared: Prepared) -> Run:
             num_microbatches=num_microbatches,
             use_dropout=config.model.dropout > 0,
             seed=config.seed,
+            total_steps=total,
         ),
         state_maker=StateMaker(
             init=system.model.init,
@@ -224,6 +241,7 @@ def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
     windows = np.array([count.windows for count in counts])
     mix = mixture(config, prepared)
     drawn = batch_size * mix.shares(windows) / windows  # of each source, per step
+    drawn *= pipeline.kept_share(config.data.sequence_length, config.data.random_length)
     scale = durations.RunScale(
         steps_per_epoch=windows[mix.weights > 0].sum() / batch_size,
         tokens_per_step=float(drawn @ [count.tokens for count in counts]),
@@ -254,39 +272,36 @@ def build_generator(
     config: GenerateConfig, data: DataConfig, system: System, *, max_length: int
 ) -> Generator:
     """Writes texts with the sampler that goes with the objective."""
-    draw = TokenSampler(
-        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-    )
-    special, objective = system.tokenizer.special, system.objective
-    opening = document_opening(data, special)
-    first = special.bos
+    special = system.tokenizer.special
+    opening, first = document_opening(data, special), special.bos
     if data.document_mask:
         # Then a document sees nothing of the one before: not its end, but for a causal
         # model, which reads that as the document's first input.
         opening, first = opening[1:], special.eos
-    match objective:
-        case Autoregressive():
-            sampler = AutoregressiveSampler(
-                bind=system.model.bind,
-                bos_id=first,
-                eos_id=special.eos,
-                draw=draw,
-            )
-        case MaskedDiffusion():
-            sampler = MaskedDiffusionSampler(
-                bind=system.model.bind,
-                process=objective.process,
-                steps=config.steps,
-                draw=draw,
-            )
-        case _:
-            raise TypeError(f"no sampler for {type(objective).__name__}")
-    return Generator(sampler, system.tokenizer, max_length=max_length, opening=opening)
+    sampler = build_sampler(
+        config,
+        system.objective,
+        system.model.bind,
+        first_id=first,
+        eos_id=special.eos,
+    )
+    return Generator(
+        sampler,
+        system.tokenizer,
+        max_length=max_length,
+        opening=opening,
+        stride=config.stride,
+        show_steps=config.show_steps,
+    )
 
 
 def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:
-    """What stands before a document's text: the end of another, and its own BOS."""
-    return (special.eos, special.bos) if data.bos else (special.eos,)
+    """What stands before a document's text: the end of another, and its own BOS.
+
+    Where each has windows of its own, nothing of another stands before it.
+    """
+    end = () if data.packing is Packing.DOCUMENTS else (special.eos,)
+    return (*end, special.bos) if data.bos else end
 
 
 def train_batches(
@@ -299,6 +314,7 @@ def train_batches(
         seed=config.seed,
         mixture=mixture(config, prepared),
         document_mask=config.data.document_mask,
+        random_length=config.data.random_length,
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -332,28 +348,25 @@ def _sample_file(data: DataConfig) -> pathlib.Path:
     return path
 
 
-def _build_objective(config: Config, tokenizer: Tokenizer) -> Objective:
-    chunk_tokens = config.train.loss_chunk_tokens
-    match config.objective:
-        case AutoregressiveConfig():
-            return Autoregressive(
-                bos_id=tokenizer.special.bos, chunk_tokens=chunk_tokens
-            )
-        case MaskedDiffusionConfig(schedule=kind):
-            process = MaskProcess(
-                mask_id=tokenizer.special.mask, schedule=_build_schedule(kind)
-            )
-            return MaskedDiffusion(process=process, chunk_tokens=chunk_tokens)
-        case other:
-            raise TypeError(f"no objective for {type(other).__name__}")
+def _predicts_mask(config: Config) -> bool:
+    section = config.objective
+    return (
+        isinstance(section, MaskedDiffusionConfig)
+        and section.parameterization is Parameterization.D3PM
+    )
 
 
-def _build_schedule(kind: ScheduleKind) -> MaskSchedule:
-    match kind:
-        case ScheduleKind.LINEAR:
-            return LinearSchedule()
-        case ScheduleKind.COSINE:
-            return CosineSchedule()
+def _token_counts(
+    config: Config, prepared: Prepared | None, rows: int
+) -> np.ndarray | None:
+    """How often each id stands in the training text, where the objective asks."""
+    section = config.objective
+    if prepared is None or not isinstance(section, MaskedDiffusionConfig):
+        return None
+    if not section.frequency_masking:
+        return None
+    counts = token_counts(prepared)
+    return np.pad(counts, (0, rows - len(counts)))
 
 
 def _compute_dtype(precision: Precision, device: jax.Device) -> jnp.dtype:

@@ -1,14 +1,21 @@
 """The start-up plan: what is about to run, before it runs."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from lmjax import experiment
-from lmjax.config.schema import Config, MaskedDiffusionConfig
+from lmjax.config.fields import kind_name
+from lmjax.config.schema import (
+    Backbone,
+    Config,
+    DiffusionConfig,
+    MaskedDiffusionConfig,
+    ModelConfig,
+    TimeDensity,
+)
 from lmjax.core import trees
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor.flops import flops_per_token
@@ -17,8 +24,14 @@ from lmjax.experiment import Run, System
 
 
 def matmul_params(system: System) -> int:
-    """Parameters that multiply every token: all matrices but the embedding table."""
+    """Parameters that multiply every token: all matrices but the embedding table.
+
+    Those that turn the noise level into the modulations of a DiT work once per row.
+    """
     params = trees.count(system.model.shapes, r"(kernel|head)$")
+    params -= trees.count(
+        system.model.shapes, r"(noise_embedding|modulation)/.*kernel$"
+    )
     if system.model.config.tied_embeddings:
         params += trees.count(system.model.shapes, r"vocabulary/table$")
     return params
@@ -61,11 +74,12 @@ def plan_lines(
     rows = [
         ("devices", _devices(devices)),
         ("mesh", ", ".join(f"{k} {v}" for k, v in system.mesh.shape.items())),
-        ("objective", f"{_objective(config)} ({system.objective.kind} likelihood)"),
+        ("objective", _objective(config)),
+        ("loss", _loss(config, system)),
         (
             "model",
             f"{model.num_layers} layers, width {model.width}, {model.num_heads} heads"
-            f" ({kv_heads} kv), {'DiT' if model.time_conditioning else 'transformer'}, "
+            f" ({kv_heads} kv), {_backbone(model)}, "
             f"{'scanned' if system.model.setting.scan else 'unrolled'}, "
             f"{system.dtype.name}",
         ),
@@ -136,10 +150,39 @@ def _devices(devices: Sequence[jax.Device]) -> str:
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
+def _backbone(model: ModelConfig) -> str:
+    if model.backbone is Backbone.TRANSFORMER:
+        return "transformer"
+    return f"DiT {'with' if model.time_conditioning else 'without'} time conditioning"
+
+
 def _objective(config: Config) -> str:
-    if isinstance(config.objective, MaskedDiffusionConfig):
-        return f"masked diffusion, {config.objective.schedule.value} schedule"
-    return re.sub(r"Config$", "", type(config.objective).__name__).lower()
+    section = config.objective
+    words = [kind_name(type(section)).replace("_", " ")]
+    if isinstance(section, DiffusionConfig):
+        time = f"T={section.steps} steps" if section.steps else "continuous time"
+        words += [f"{section.schedule.value} schedule", time]
+    if isinstance(section, MaskedDiffusionConfig):
+        words.insert(1, section.parameterization.value)
+    return ", ".join(words)
+
+
+def _loss(config: Config, system: System) -> str:
+    """Which loss runs, and whether it may be read as a likelihood."""
+    if system.objective.kind == "exact":
+        return "exact negative log-likelihood"
+    section, words = config.objective, []
+    if isinstance(section, MaskedDiffusionConfig):
+        words = [f"weighting {section.weighting.value}"]
+        if section.time_density is not TimeDensity.SCHEDULE:
+            words.append(f"rates by {section.time_density.value}")
+        if section.frequency_masking:
+            words.append(f"rare tokens earlier ({section.frequency_masking:g})")
+    if system.objective.loss_is_bound:
+        worth = "an upper bound on the negative log-likelihood"
+    else:
+        worth = "reweighted, not a bound; held-out figures are bounds all the same"
+    return f"{worth} ({', '.join([*words, f'{section.time_sampling.value} times'])})"
 
 
 def _memory(needed: int, device: jax.Device) -> str:

@@ -6,12 +6,14 @@ import pathlib
 from typing import Any
 
 from lmjax import experiment
+from lmjax.assembly import pair_objective
 from lmjax.config.schema import SAMPLE_CORPUS, Config
 from lmjax.core import trees
 from lmjax.core.files import replacing
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.data.sample import pairs as sample_pairs
+from lmjax.evaluate.figures import Figure, finite
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.minimal_pairs import Pair, evaluate_pairs
 from lmjax.experiment import System
@@ -31,6 +33,7 @@ def make(
     batches = experiment.eval_batches(config, prepared, num_batches=0)
     params = state.evaluation_params
     found = scorer.evaluate(params, batches, draws=config.evaluate.draws)
+    found_all = found.pop(-1)
     summary = {
         "params": trees.count(system.model.shapes),
         "steps": progress.step,
@@ -38,22 +41,25 @@ def make(
         "words_seen": progress.words,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "eval": found.pop(-1).to_json(),
+        "eval": found_all.to_json(),
     }
+    figures = found_all.figures("held-out")
     summary["eval"]["sources"] = {
         prepared.sources[index]: likelihood.to_json()
         for index, likelihood in sorted(found.items())
     }
     if config.data.train == (SAMPLE_CORPUS,):
-        summary["sample"] = _sample_figures(
-            config, system, scorer, params, summary["eval"]["bits_per_word"]
+        summary["sample"], more = _sample_figures(
+            config, system, params, summary["eval"]["bits_per_word"]
         )
+        figures += more
+    summary["figures"] = [figure.to_json() for figure in figures]
     return summary
 
 
 def _sample_figures(
-    config: Config, system: System, scorer: Scorer, params: Any, bits_per_word: float
-) -> dict[str, Any]:
+    config: Config, system: System, params: Any, bits_per_word: float
+) -> tuple[dict[str, Any], list[Figure]]:
     """What only the built-in corpus can tell: the truth, and its minimal pairs."""
     entropy = sample_corpus.entropy_bits_per_word()
     figures: dict[str, Any] = {
@@ -67,10 +73,11 @@ def _sample_figures(
             seed=1, count=config.evaluate.minimal_pairs
         )
     ]
-    if pairs:
+    objective = pair_objective(system.objective)
+    if pairs and objective is not None:
         special = system.tokenizer.special
         accuracy = evaluate_pairs(
-            scorer,
+            Scorer(system.model.bind, objective, system.mesh),
             params,
             pairs,
             opening=experiment.document_opening(config.data, special),
@@ -79,15 +86,31 @@ def _sample_figures(
             document_mask=config.data.document_mask,
         )
         figures["minimal_pairs"] = dataclasses.asdict(accuracy)
-    return figures
+        return figures, accuracy.figures("minimal-pairs")
+    return figures, []
 
 
 def write(summary: dict[str, Any], workdir: pathlib.Path) -> pathlib.Path:
     """Writes report.json in one go; returns its path."""
-    path = workdir / "report.json"
+    return write_json(summary, workdir / "report.json")
+
+
+def write_json(content: Any, path: pathlib.Path) -> pathlib.Path:
+    """Writes a JSON file in one go; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_finite(content), indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _finite(content: Any) -> Any:
+    """The content with null for numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return finite(content) if isinstance(content, float) else content
 
 
 def scalars(summary: dict[str, Any]) -> dict[str, float]:
@@ -113,7 +136,7 @@ def table(summary: dict[str, Any]) -> str:
         f"held-out text      {total['tokens']:,} tokens, {total['words']:,} words in "
         f"{total['windows']:,} windows",
         f"estimator          {total['estimator']} ({total['kind']}; "
-        f"{total['draws']} draw(s) per window)",
+        f"{total['draws']} draw(s) per window{_noise(total)})",
         "",
         f"{'':<28}{'nll/token':>10}{'± s.e.':>9}{'ppl':>10}{'bits/byte':>11}"
         f"{'bits/word':>11}",
@@ -138,6 +161,12 @@ def table(summary: dict[str, Any]) -> str:
         )
         lines += [f"  {k:<34}{v:>6.1%}" for k, v in pairs["phenomena"].items()]
     return "\n".join(lines)
+
+
+def _noise(total: dict[str, Any]) -> str:
+    """What the drawing of masks adds to the figure, where it is known."""
+    error = total["monte_carlo_error"]
+    return f", which leave ± {error:.4f} nats per token" if error else ""
 
 
 def _row(name: str, values: dict[str, Any]) -> str:

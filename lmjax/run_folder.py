@@ -19,10 +19,11 @@ from lmjax.train.state import TrainState
 
 # Fields that say what the parameters and the data position mean.
 FIXED_FIELDS = re.compile(
-    r"seed|objective\.kind|tokenizer\.vocab_size|data\.sequence_length"
+    r"seed|objective\.(kind|parameterization)|tokenizer\.vocab_size|data\.sequence_length"
     r"|data\.(document_mask|weights|max_epochs)"
     r"|model\.(num_layers|width|num_heads|num_kv_heads|mlp|mlp_width|rope_theta"
-    r"|norm_epsilon|qk_norm|bias|tied_embeddings|time_conditioning|condition_width)"
+    r"|backbone|norm|norm_epsilon|qk_norm|attention_bias|mlp_bias|head_bias"
+    r"|tied_embeddings|time_conditioning|condition_width)"
     r"|train\.batch_size|optim\.ema_decay"
 )
 
@@ -112,6 +113,7 @@ class RunFolder:
     def restore_params(self, system: System) -> PyTree:
         """What evaluation and generation use: the average where there is one."""
         self._check_shapes(system.model.shapes)
+        self._check_mask(system.tokenizer.special.mask)
         return self.checkpoints.restore_params(self.start_step, system.model.shapes)
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -122,6 +124,7 @@ class RunFolder:
             progress=progress.to_json(),
             config=serialize.to_dict(self.config),
             tokenizer_model=self.prepared.tokenizer.model_bytes,
+            mask_id=self.prepared.tokenizer.special.mask,
             corpus=self.prepared.sha256,
         )
 
@@ -129,8 +132,19 @@ class RunFolder:
         """Returns once every checkpoint is on disk."""
         self.checkpoints.wait()
 
+    def _check_mask(self, mask_id: int) -> None:
+        saved = self.checkpoints.meta(self.start_step).get("mask_id", mask_id)
+        if saved != mask_id:
+            raise ConfigError(
+                f"the checkpoint was trained with mask id {saved}, and the tokenizer "
+                f"now has {mask_id}",
+                where=f"{self.path}, step {self.start_step}",
+                remedy="use the tokenizer that the run was trained with",
+            )
+
     def _check_corpus(self, prepared: Prepared) -> None:
         meta = self.checkpoints.meta(self.start_step)
+        self._check_mask(prepared.tokenizer.special.mask)
         if meta["tokenizer"] != prepared.tokenizer.model_bytes:
             what = "the tokenizer is not the checkpoint's"
         elif meta["corpus"] != prepared.sha256:

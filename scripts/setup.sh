@@ -4,7 +4,7 @@
 # They source this file and call `setup_environment [EXTRA...]`. To set up and nothing
 # more (a login node, a container image): `bash scripts/setup.sh [EXTRA...]`, where an
 # EXTRA is one of the optional dependencies in pyproject.toml (dev, hf, clean,
-# plots, wandb).
+# plots, wandb, judge).
 #
 # The environment holds what pyproject.toml asks for at the versions requirements.lock
 # pins, with the JAX that fits this machine's hardware. It is made with uv where uv is

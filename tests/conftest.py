@@ -37,7 +37,7 @@ from lmjax.config.schema import MLPKind, ModelConfig, OptimConfig, ParallelConfi
 from lmjax.core import rng, trees
 from lmjax.data.batch import Batch
 from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule
+from lmjax.diffusion.schedules import LightCosineSchedule
 from lmjax.models.attention_kernels import library_attention
 from lmjax.models.build import Model, build_model
 from lmjax.models.transformer import Setting
@@ -184,7 +184,9 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
             dropout=dropout,
             **model_fields,
         )
-        process = MaskProcess(mask_id=2, schedule=CosineSchedule())
+        process = MaskProcess(
+            mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
+        )
         schedule = optax.constant_schedule(0.01)
         optimizer = build_optimizer(OptimConfig(), schedule)
         data, fsdp, tensor = mesh
@@ -211,6 +213,7 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                 num_microbatches=num_microbatches,
                 use_dropout=dropout > 0,
                 seed=seed,
+                total_steps=100,
             ),
             seed=seed,
         )

@@ -17,6 +17,7 @@ ORDER = (
     "modes",
     "plan report run_folder",
     "experiment",
+    "assembly",
     "train evaluate export doctor",
     "objectives sampling optim",
     "models diffusion data",

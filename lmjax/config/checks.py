@@ -1,83 +1,21 @@
-"""Rules about values and across fields, all reported at once.
+"""Applies the rules about values and across fields, all reported at once.
 
-`_RANGES`, `_DURATIONS` and `_RULES` say what must hold. A field of the wrong type is
-told as such and left alone, and so are rules across fields while one of them is wrong.
+`rules` and `method_rules` hold what must be so of numbers and among fields. A field of
+the wrong type is told as such and left alone, and so are rules across fields while one
+of them is wrong.
 """
 
-import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from lmjax.config import fields
 from lmjax.config.fields import Problem
-from lmjax.config.schema import (
-    Config,
-    LearningRateKind,
-    MaskedDiffusionConfig,
-    Packing,
-    TokenizerKind,
-)
+from lmjax.config.method_rules import METHOD_RULES
+from lmjax.config.rules import RANGES, RULES
+from lmjax.config.schema import Config
 from lmjax.core import durations
-
-# Ids of a trained tokenizer: 5 special ones, 256 bytes, and one to learn.
-MIN_VOCAB_SIZE = 5 + 256 + 1
-
-_TRAINED_KINDS = (TokenizerKind.SENTENCEPIECE, TokenizerKind.HUGGINGFACE)
-_LOADED_KINDS = (TokenizerKind.GPT2, TokenizerKind.HUB)
-
-# Intervals of every field that is a number: "[" and "]" include the end.
-_RANGES = {
-    "seed": "[0, 4294967295]",
-    "tokenizer.vocab_size": "[1, inf)",
-    "tokenizer.min_frequency": "[1, inf)",
-    "tokenizer.reserved": "[0, 1000]",
-    "data.sample_words": "[1, inf)",
-    "data.valid_fraction": "(0, 0.5]",
-    "data.valid_words": "[0, inf)",
-    "data.sequence_length": "[2, inf)",
-    "data.stride": "[0, inf)",
-    "data.shard_bytes": "[1, inf)",
-    "data.workers": "[0, inf)",
-    "cleaning.min_words": "[0, inf)",
-    "cleaning.near_duplicates": "[0, 1]",
-    "model.num_layers": "[1, inf)",
-    "model.width": "[1, inf)",
-    "model.num_heads": "[1, inf)",
-    "model.num_kv_heads": "[0, inf)",
-    "model.mlp_width": "[1, inf)",
-    "model.max_length": "[1, inf)",
-    "model.rope_theta": "(0, inf)",
-    "model.norm_epsilon": "(0, inf)",
-    "model.dropout": "[0, 1)",
-    "model.condition_width": "[1, inf)",
-    "optim.learning_rate": "(0, inf)",
-    "optim.min_learning_rate": "[0, inf)",
-    "optim.weight_decay": "[0, inf)",
-    "optim.beta1": "[0, 1)",
-    "optim.beta2": "[0, 1)",
-    "optim.epsilon": "(0, inf)",
-    "optim.clip_norm": "[0, inf)",
-    "optim.ema_decay": "[0, 1)",
-    "train.batch_size": "[1, inf)",
-    "train.microbatch_size": "[0, inf)",
-    "train.loss_chunk_tokens": "[1, inf)",
-    "checkpoint.keep": "[1, inf)",
-    "evaluate.batches": "[0, inf)",
-    "evaluate.batch_size": "[0, inf)",
-    "evaluate.draws": "[1, inf)",
-    "evaluate.minimal_pairs": "[0, inf)",
-    "generate.num_samples": "[0, inf)",
-    "generate.max_new_tokens": "[1, inf)",
-    "generate.temperature": "[0, inf)",
-    "generate.top_k": "[0, inf)",
-    "generate.top_p": "(0, 1]",
-    "generate.steps": "[1, inf)",
-    "parallel.data": "[0, inf)",
-    "parallel.fsdp": "[1, inf)",
-    "parallel.tensor": "[1, inf)",
-}
 
 
 class _Amount(enum.Flag):
@@ -111,136 +49,6 @@ _NO_BLANKS = (
     "data.weights",
     "data.max_epochs",
     "data.beam",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-    """What must hold among several fields.
-
-    Attributes:
-      names: the fields; a problem is reported at the first.
-      holds: tells from their values, in this order.
-      rule, remedy: in words; {0}, {1}, ... stand for the values.
-    """
-
-    names: tuple[str, ...]
-    holds: Callable[..., bool]
-    rule: str
-    remedy: str
-
-
-_RULES = (
-    _Rule(
-        ("model.width", "model.num_heads"),
-        lambda width, heads: width % heads == 0,
-        "must be a multiple of model.num_heads={1}",
-        "change either; heads of 64 are usual",
-    ),
-    _Rule(
-        ("model.width", "model.num_heads"),
-        lambda width, heads: width % heads != 0 or width // heads % 2 == 0,
-        "must be an even multiple of model.num_heads={1}, for rotary positions turn "
-        "pairs of numbers in each head",
-        "change either; heads of 64 are usual",
-    ),
-    _Rule(
-        ("model.num_kv_heads", "model.num_heads"),
-        lambda kv_heads, heads: kv_heads == 0 or heads % kv_heads == 0,
-        "must divide model.num_heads={1}",
-        "take a divisor, or 0 for as many as model.num_heads",
-    ),
-    _Rule(
-        ("data.sequence_length", "model.max_length"),
-        lambda length, longest: length <= longest,
-        "must be at most model.max_length={1}",
-        "set --config.model.max_length={0}, or use shorter windows",
-    ),
-    _Rule(
-        ("data.stride", "data.sequence_length"),
-        lambda stride, length: stride <= length,
-        "must be at most data.sequence_length={1}: what lies between would be lost",
-        "half of it is usual; 0 means no overlap",
-    ),
-    _Rule(
-        ("data.stride", "data.packing"),
-        lambda stride, packing: stride == 0 or packing is Packing.DOCUMENTS,
-        "is for windows of one document",
-        "set --config.data.packing=documents, or data.stride to 0",
-    ),
-    _Rule(
-        ("generate.max_new_tokens", "model.max_length"),
-        lambda tokens, longest: tokens <= longest,
-        "must be at most model.max_length={1}",
-        "write at most {1} tokens, or set --config.model.max_length={0}",
-    ),
-    _Rule(
-        ("tokenizer.vocab_size", "tokenizer.path", "tokenizer.kind"),
-        lambda size, path, kind: (
-            bool(path) or kind not in _TRAINED_KINDS or size >= MIN_VOCAB_SIZE
-        ),
-        f"must be at least {MIN_VOCAB_SIZE} for a tokenizer that is to be trained: 5 "
-        "special ids, 256 bytes and one to learn",
-        "1000 and more are useful; or give a tokenizer.path",
-    ),
-    _Rule(
-        (
-            "tokenizer.vocab_size",
-            "tokenizer.path",
-            "tokenizer.kind",
-            "tokenizer.reserved",
-        ),
-        lambda size, path, kind, reserved: (
-            bool(path)
-            or kind is not TokenizerKind.HUGGINGFACE
-            or not MIN_VOCAB_SIZE <= size < MIN_VOCAB_SIZE + reserved
-        ),
-        f"must be at least {MIN_VOCAB_SIZE} and tokenizer.reserved={{3}} more for a "
-        "Hugging Face tokenizer that is to be trained",
-        "1000 and more are useful; or reserve fewer ids",
-    ),
-    _Rule(
-        ("tokenizer.path", "tokenizer.kind"),
-        lambda path, kind: bool(path.strip()) or kind not in _LOADED_KINDS,
-        "must be given for tokenizer.kind={1.value}",
-        "name the folder with vocab.json and merges.txt (gpt2), or owner/name on the "
-        "Hugging Face hub (hub)",
-    ),
-    _Rule(
-        ("train.microbatch_size", "train.batch_size"),
-        lambda micro, batch: micro == 0 or batch % micro == 0,
-        "must divide train.batch_size={1}",
-        "take a divisor, or 0 for train.batch_size",
-    ),
-    _Rule(
-        ("optim.min_learning_rate", "optim.learning_rate"),
-        lambda least, peak: least <= peak,
-        "must be at most optim.learning_rate={1}",
-        "lower it; a tenth of the peak, or 0, is usual",
-    ),
-    _Rule(
-        ("optim.warmup", "optim.decay", "optim.schedule"),
-        lambda warmup, decay, schedule: (
-            schedule is not LearningRateKind.WARMUP_STABLE_DECAY
-            or _percent(warmup) + _percent(decay) <= 100
-        ),
-        "must leave room for optim.decay={1} in a warmup_stable_decay run",
-        "shorten one of them: together they are at most 100%",
-    ),
-    _Rule(
-        ("checkpoint.resume",),
-        lambda resume: resume in ("latest", "none") or resume.isdecimal(),
-        "must be latest, none or the number of a step",
-        "latest goes on where the run stopped",
-    ),
-    _Rule(
-        ("model.time_conditioning", "objective"),
-        lambda timed, objective: (
-            not timed or isinstance(objective, MaskedDiffusionConfig)
-        ),
-        "must be False unless the objective is masked_diffusion: no other has a time",
-        "set --config.model.time_conditioning=false, or train the variant diffusion",
-    ),
 )
 
 
@@ -283,7 +91,7 @@ def _check_types(config: Config) -> Iterator[Problem]:
 
 
 def _check_ranges(values: dict[str, Any]) -> Iterator[Problem]:
-    for name, interval in _RANGES.items():
+    for name, interval in RANGES.items():
         if name not in values:
             continue
         value = values[name]
@@ -337,8 +145,9 @@ def _check_text(values: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _check_rules(values: dict[str, Any], wrong: set[str]) -> Iterator[Problem]:
-    for rule in _RULES:
-        if wrong.intersection(rule.names):
+    for rule in (*RULES, *METHOD_RULES):
+        absent = not values.keys() >= set(rule.names)
+        if absent or wrong.intersection(rule.names):
             continue
         arguments = [values[name] for name in rule.names]
         if not rule.holds(*arguments):
@@ -380,12 +189,6 @@ def _check_devices(
                 f"(data={data} times fsdp={fsdp})",
                 f"take {math.ceil(size / shards) * shards}, or use fewer devices",
             )
-
-
-def _percent(text: str) -> float:
-    """Size of a share; 0 in any other unit, for its share isn't known yet."""
-    duration = durations.parse(text)
-    return duration.amount if duration.unit == "%" else 0.0
 
 
 def _default(name: str) -> str:

@@ -7,14 +7,21 @@ from lmjax.config.fields import nearest
 from lmjax.config.schema import (
     SAMPLE_CORPUS,
     AutoregressiveConfig,
+    Backbone,
     Config,
     MaskedDiffusionConfig,
     MLPKind,
     ModelConfig,
+    NormKind,
+    UniformDiffusionConfig,
 )
 from lmjax.core.errors import ConfigError
 
-OBJECTIVES = {"diffusion": MaskedDiffusionConfig, "ar": AutoregressiveConfig}
+OBJECTIVES = {
+    "diffusion": MaskedDiffusionConfig,
+    "uniform": UniformDiffusionConfig,
+    "ar": AutoregressiveConfig,
+}
 DEFAULT_OBJECTIVE = "diffusion"
 DEFAULT_SIZE = "small"
 SAMPLE = "sample"  # the variant that trains on the built-in corpus
@@ -34,17 +41,17 @@ def nano() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """8 layers of 512: 42M parameters with 16,384 ids (45M as a DiT)."""
+    """8 layers of 512: 45M parameters with 16,384 ids (42M without adaptive norms)."""
     return _guide_size(num_layers=8, width=512, num_heads=8)
 
 
 def small() -> ModelConfig:
-    """12 layers of 768: 110M parameters with 16,384 ids (118M as a DiT)."""
+    """12 layers of 768: 118M parameters with 16,384 ids (110M without)."""
     return _guide_size(num_layers=12, width=768, num_heads=12)
 
 
 def medium() -> ModelConfig:
-    """24 layers of 1024: 336M parameters with 16,384 ids (355M as a DiT)."""
+    """24 layers of 1024: 355M parameters with 16,384 ids (336M without)."""
     return _guide_size(num_layers=24, width=1024, num_heads=16)
 
 
@@ -74,6 +81,7 @@ def babylm(variants: Sequence[str] = ()) -> Config:
     size = _choose("sizes", names, SIZES, "" if sample else DEFAULT_SIZE)
     model = SIZES[size]() if size else _sample_model()
     config = Config(model=model, objective=OBJECTIVES[objective]())
+    _fit_backbone(config)
     if size in ("nano", ""):
         _train_nano(config)
     if sample:
@@ -82,10 +90,31 @@ def babylm(variants: Sequence[str] = ()) -> Config:
 
 
 def _guide_size(num_layers: int, width: int, num_heads: int) -> ModelConfig:
-    """A model of the guide: GELU four times as wide, all else as in the schema."""
+    """A model of the guide: the DiT of MDLM, which isn't told the noise level."""
     return ModelConfig(
-        num_layers=num_layers, width=width, num_heads=num_heads, mlp_width=4 * width
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp=MLPKind.GELU,
+        mlp_width=4 * width,
+        max_length=1024,
+        backbone=Backbone.DIT,
+        norm=NormKind.LAYER,
+        norm_epsilon=1e-5,
+        mlp_bias=True,
+        head_bias=True,
+        dropout=0.1,
+        condition_width=128,
     )
+
+
+def _fit_backbone(config: Config) -> None:
+    """A causal model has no noise level; one of uniform noise has to be told it."""
+    if isinstance(config.objective, AutoregressiveConfig):
+        config.model.backbone = Backbone.TRANSFORMER
+    elif isinstance(config.objective, UniformDiffusionConfig):
+        config.model.backbone = Backbone.DIT
+        config.model.time_conditioning = True
 
 
 def _train_nano(config: Config) -> None:

@@ -8,122 +8,34 @@ holds 0, an empty string or an enum member: config flags can't be set to None.
 """
 
 import dataclasses
-import enum
+
+from lmjax.config.choices import (
+    AttentionKind,
+    Backbone,
+    DataFormat,
+    DocumentUnit,
+    Estimator,
+    LayerLayout,
+    LearningRateKind,
+    LossWeighting,
+    MLPKind,
+    NoiseRemoval,
+    NormKind,
+    Packing,
+    Parameterization,
+    Precision,
+    Remasking,
+    Remat,
+    SamplerKind,
+    ScheduleKind,
+    SentencePieceModel,
+    TimeDensity,
+    TimeSampling,
+    TokenDtype,
+    TokenizerKind,
+)
 
 SAMPLE_CORPUS = "sample"  # in data.train: the built-in corpus, rather than a file
-
-
-class TokenizerKind(enum.Enum):
-    """What a tokenizer is made of; what `tokenizer.path` names depends on it."""
-
-    SENTENCEPIECE = "sentencepiece"  # a .model file
-    HUGGINGFACE = "huggingface"  # a tokenizer.json, or the folder that holds it
-    GPT2 = "gpt2"  # the folder with vocab.json and merges.txt
-    HUB = "hub"  # owner/name or owner/name@revision on the Hugging Face hub
-    BYTES = "bytes"  # one id per byte, nothing to load
-
-
-class SentencePieceModel(enum.Enum):
-    """What a trained SentencePiece tokenizer is."""
-
-    BPE = "bpe"
-    UNIGRAM = "unigram"
-
-
-class DataFormat(enum.Enum):
-    """How the files of a corpus are read; AUTO looks into each."""
-
-    AUTO = "auto"
-    TEXT = "text"
-    JSON_LINES = "json_lines"
-    PARQUET = "parquet"
-    TORCH = "torch"  # torch.save of a list of tensors, one per document
-    TOKEN_TEXT = "token_text"  # ids in decimal, one per line or separated by spaces
-    TOKEN_IDS = "token_ids"  # raw ids, as nanoGPT writes them
-
-
-class DocumentUnit(enum.Enum):
-    """What ends a document of a text file; AUTO decides for each file."""
-
-    AUTO = "auto"
-    LINE = "line"
-    BLOCK = "block"  # a blank line, or a heading
-    HEADING = "heading"  # a line like `= = = title = = =`, which opens the next
-    PASSAGE = "passage"  # the line end before 32 KiB are full: for text without any
-    FILE = "file"
-
-
-class TokenDtype(enum.Enum):
-    """Number type of raw token ids; AUTO asks the sidecar, then the numbers."""
-
-    AUTO = "auto"
-    UINT16 = "uint16"
-    UINT32 = "uint32"
-
-
-class Packing(enum.Enum):
-    """How documents fill windows."""
-
-    CONCATENATE = "concatenate"  # joined, then split: no padding but at the end
-    BEST_FIT = "best_fit"  # whole documents side by side, where they fit a window
-    DOCUMENTS = "documents"  # one document per window; a long one takes several
-
-
-class MLPKind(enum.Enum):
-    """Feed-forward block of a transformer layer."""
-
-    SWIGLU = "swiglu"
-    GELU = "gelu"
-
-
-class AttentionKind(enum.Enum):
-    """Implementation of attention; AUTO picks by device, mask and head width."""
-
-    AUTO = "auto"
-    XLA = "xla"
-    CHUNKED = "chunked"
-    CUDNN = "cudnn"
-    SPLASH = "splash"
-
-
-class LayerLayout(enum.Enum):
-    """How the layers run: AUTO unrolls up to 24 layers on CPU and GPU, else scans."""
-
-    AUTO = "auto"
-    SCAN = "scan"
-    UNROLLED = "unrolled"
-
-
-class ScheduleKind(enum.Enum):
-    """Mask rate m(t) of masked diffusion."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class LearningRateKind(enum.Enum):
-    """Shape of the learning rate after the warm-up."""
-
-    COSINE = "cosine"
-    LINEAR = "linear"
-    CONSTANT = "constant"
-    WARMUP_STABLE_DECAY = "warmup_stable_decay"
-
-
-class Precision(enum.Enum):
-    """Dtype of matrix products; parameters, logits and losses stay float32."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class Remat(enum.Enum):
-    """What the backward pass computes again instead of keeping."""
-
-    NONE = "none"
-    DOTS = "dots"
-    FULL = "full"
 
 
 @dataclasses.dataclass
@@ -160,6 +72,9 @@ class DataConfig:
     stride: int = 0  # tokens from window to window of one document; 0: no overlap
     bos: bool = False  # whether a document opens with BOS
     document_mask: bool = False  # whether attention stays within documents
+    prompt_field: str = ""  # of JSON Lines, Parquet and datasets: a prompt before the
+    # text, which is read and not learned (fine-tuning); packing must be documents
+    random_length: float = 0.0  # share of training batches cut to a random length
     cache_dir: str = "data_cache"  # prepared shards, tokenizers, the sample corpus
     shard_bytes: int = 8_000_000  # of text per shard, the unit of parallel work
     workers: int = 0  # processes that prepare; 0 takes one per core
@@ -188,12 +103,16 @@ class ModelConfig:
     mlp_width: int = 3072
     max_length: int = 1024  # longest input, in tokens
     rope_theta: float = 10_000.0
+    backbone: Backbone = Backbone.TRANSFORMER
+    norm: NormKind = NormKind.RMS
     norm_epsilon: float = 1e-6
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
-    bias: bool = False  # biases in attention and feed-forward projections
-    dropout: float = 0.1  # on the embedding and each residual branch
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False  # of the logits
+    dropout: float = 0.1  # on each residual branch and, but for a DiT, the embedding
     tied_embeddings: bool = False
-    time_conditioning: bool = False  # DiT: adaptive norms fed with sigma(t)
+    time_conditioning: bool = False  # whether a DiT is told sigma(t), else always 0
     condition_width: int = 128  # width of the time embedding of a DiT
     layers: LayerLayout = LayerLayout.AUTO
     attention: AttentionKind = AttentionKind.AUTO
@@ -205,10 +124,38 @@ class AutoregressiveConfig:
 
 
 @dataclasses.dataclass
-class MaskedDiffusionConfig:
-    """Absorbing-state diffusion in continuous time (SUBS); an upper bound."""
+class DiffusionConfig:
+    """What all diffusion objectives share."""
 
-    schedule: ScheduleKind = ScheduleKind.COSINE
+    schedule: ScheduleKind = ScheduleKind.COSINE_LIGHT
+    schedule_power: float = 2.0  # exponent of the polynomial schedule
+    sigma_min: float = 1e-4  # of the geometric schedule
+    sigma_max: float = 20.0  # of the geometric schedule; m(1) = 1 - exp(-sigma_max)
+    low_mean: float = 0.12  # rates of the bimodal Gaussian: the lower component
+    low_std: float = 0.02
+    low_share: float = 0.6
+    high_mean_start: float = 0.4  # the upper one, which moves in the course of the run
+    high_mean_end: float = 0.85
+    high_std: float = 0.08
+    uniform_share: float = 0.01  # of rates uniform in (0, 1], so that none is left out
+    time_sampling: TimeSampling = TimeSampling.STRATIFIED
+    steps: int = 0  # T of a process in discrete time; 0 is continuous time
+
+
+@dataclasses.dataclass
+class MaskedDiffusionConfig(DiffusionConfig):
+    """Absorbing-state diffusion; an upper bound."""
+
+    parameterization: Parameterization = Parameterization.SUBS
+    time_density: TimeDensity = TimeDensity.SCHEDULE
+    weighting: LossWeighting = LossWeighting.BOUND
+    softening: float = 0.1  # exponent of m'(t) in the softened weighting
+    frequency_masking: float = 0.0  # how much earlier rare tokens are masked; 0: as all
+
+
+@dataclasses.dataclass
+class UniformDiffusionConfig(DiffusionConfig):
+    """Uniform-state diffusion (UDLM): noise is another token; an upper bound."""
 
 
 @dataclasses.dataclass
@@ -249,6 +196,12 @@ class EvaluateConfig:
     batches: int = 20  # held-out batches per evaluation in training; 0 means all
     batch_size: int = 0  # sequences; 0 means train.batch_size
     draws: int = 8  # masks per held-out window at the end (diffusion)
+    estimator: Estimator = Estimator.AUTO
+    steps: int = 1000  # T of the discrete estimator
+    json: str = ""  # file that --mode evaluate writes its figures to, besides
+    judge: str = ""  # causal model that reads generated texts: a run folder, or a
+    # Hugging Face model (extra "judge"); empty generates none
+    judge_samples: int = 64  # texts it reads
     minimal_pairs: int = 700  # pairs of the sample grammar scored at the end
 
 
@@ -261,7 +214,18 @@ class GenerateConfig:
     temperature: float = 1.0  # 0 takes the most probable token
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0  # smallest set of tokens with this mass
+    sampler: SamplerKind = SamplerKind.AUTO
     steps: int = 128  # of the diffusion sampler
+    tokens_per_call: int = 1  # of the sampler first_hitting; above 1 it is not exact
+    block_length: int = 0  # the sampler confidence fills such blocks in turn; 0: all
+    remasking: Remasking = Remasking.CAP
+    remask_strength: float = 0.008
+    noise_removal: NoiseRemoval = NoiseRemoval.DRAW
+    guidance: float = 0.0  # how far from what the model writes without the prompt
+    stride: int = 0  # new tokens per window, for texts longer than the model's context;
+    # 0 refuses them
+    stop_at_eos: bool = True  # whether a finished text ends the work
+    show_steps: int = 0  # intermediate states that --mode generate shows
 
 
 @dataclasses.dataclass
@@ -288,8 +252,8 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    objective: MaskedDiffusionConfig | AutoregressiveConfig = dataclasses.field(
-        default_factory=MaskedDiffusionConfig
+    objective: MaskedDiffusionConfig | UniformDiffusionConfig | AutoregressiveConfig = (
+        dataclasses.field(default_factory=MaskedDiffusionConfig)
     )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

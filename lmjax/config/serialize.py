@@ -1,7 +1,7 @@
 """Config <-> JSON, for run folder, checkpoint and export; differences of two configs.
 
 Enums are written by value and tuples as lists. The section `objective` says which kind
-it is: {"kind": "masked_diffusion", "schedule": "cosine"}.
+it is: {"kind": "masked_diffusion", "schedule": "linear"}.
 """
 
 import dataclasses
@@ -120,13 +120,23 @@ def load(path: str | os.PathLike[str]) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[Difference]:
-    """Fields that differ, the kind of the objective included ("objective.kind")."""
+    """Fields that differ; of a section that is of another kind, the kind alone."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
-    return [
+    found = [
         Difference(name, before.get(name), after.get(name))
         for name in before | after
         if before.get(name) != after.get(name)
     ]
+    others = {each.field.removesuffix(KIND) for each in found if _is_kind(each.field)}
+    return [
+        each
+        for each in found
+        if _is_kind(each.field) or not each.field.startswith(tuple(others))
+    ]
+
+
+def _is_kind(name: str) -> bool:
+    return name in {f"{section.name}.{KIND}" for section in dataclasses.fields(Config)}
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

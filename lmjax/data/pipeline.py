@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -17,6 +18,8 @@ from lmjax.data.preparation.manifest import Prepared
 # fast as reading each from its shard.
 MAX_BYTES_IN_MEMORY = 512 * 1024 * 1024
 _ENDLESS = 2**40  # steps
+# Key of random lengths: no other draw of this room has it, whatever the seed.
+_LENGTHS = zlib.crc32(b"random_length") << 32
 
 
 class Windows:
@@ -122,6 +125,44 @@ def segment(tokens: np.ndarray, *, eos: int, pad: int) -> tuple[np.ndarray, np.n
     return segments.astype(np.int32), (column - start).astype(np.int32)
 
 
+def draw_length(length: int, *, share: float, seed: int, step: int) -> int:
+    """How many leading tokens of the windows of a step stay.
+
+    Nie et al. 2025, "Large Language Diffusion Models", section 2.2: so a model also
+    learns texts that are shorter than a window.
+
+    Args:
+      length: tokens per window.
+      share: of the steps that are cut, to a length uniform on 1 to `length`.
+    """
+    # The raw bits of Philox, which no version of NumPy changes; a key per step.
+    key = np.array([seed % 2**64, (_LENGTHS + step) % 2**64], np.uint64)
+    whether, how_long = np.random.Philox(key=key).random_raw(2).tolist()
+    if whether >= share * 2**64:
+        return length
+    return 1 + how_long * length // 2**64
+
+
+def kept_share(length: int, share: float) -> float:
+    """Share of the tokens of full windows that random lengths leave, on average."""
+    return 1 - share * (length - 1) / (2 * length)
+
+
+def cut(batch: Batch, length: int, *, pad: int) -> Batch:
+    """A batch of which `length` leading tokens stay; behind them is padding."""
+    behind = np.arange(batch.tokens.shape[1]) >= length
+    tokens = np.where(behind, np.int32(pad), batch.tokens)
+    # Of all other fields with a number per token it is the 0 that means padding.
+    names = ("weights", "words", "bytes", "segments", "positions")
+    fields = {name: getattr(batch, name) for name in names}
+    zeroed = {
+        name: np.where(behind, values.dtype.type(0), values)
+        for name, values in fields.items()
+        if values is not None
+    }
+    return dataclasses.replace(batch, tokens=tokens, **zeroed)
+
+
 def train_batches(
     prepared: Prepared,
     *,
@@ -129,6 +170,7 @@ def train_batches(
     seed: int,
     mixture: Mixture | None = None,
     document_mask: bool = False,
+    random_length: float = 0.0,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -143,6 +185,8 @@ def train_batches(
       batch_size: windows per step, over all processes.
       mixture: how often each source is drawn; without it, as its size says.
       document_mask: whether batches have segments and positions.
+      random_length: share of the batches of which all rows are cut to one length,
+        uniform on 1 to that of a window; what is behind becomes padding.
       process_index: this process yields the rows it has in the global batch: the
         rows of all processes, in order, are the same for any `process_count`.
     """
@@ -150,12 +194,15 @@ def train_batches(
     rows = _rows(batch_size, process_index, process_count)
     mixture = mixture or Mixture.plain(len(windows.per_source))
     order = DrawOrder(windows.per_source, mixture, seed)
+    length, pad = prepared.sequence_length, prepared.tokenizer.special.pad
     num_windows = mixture.num_windows(windows.per_source)
     num_batches = _ENDLESS if math.isinf(num_windows) else num_windows // batch_size
 
     def read(step: int) -> Batch:
         positions = step * batch_size + np.arange(batch_size)
-        return windows.batch(order(positions)[rows])
+        batch = windows.batch(order(positions)[rows])
+        kept = draw_length(length, share=random_length, seed=seed, step=step)
+        return batch if kept == length else cut(batch, kept, pad=pad)
 
     # Threads read ahead; more of them fight for the interpreter.
     threads = 1 if windows.in_memory else 2

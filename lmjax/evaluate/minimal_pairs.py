@@ -3,17 +3,16 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.core.types import PyTree
-from lmjax.data.batch import Batch
-from lmjax.data.pipeline import segment
 from lmjax.diffusion.schedules import sigma
+from lmjax.evaluate.figures import Figure, named
 from lmjax.evaluate.likelihood import Scorer
+from lmjax.evaluate.rows import Layout, Row
 from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion
 
 ROWS = 512  # rows per compiled batch, or a few more so that the devices divide them
@@ -39,6 +38,7 @@ class PairAccuracy:
       standard_error: of accuracy, binomial.
       pairs: number of pairs.
       phenomena: accuracy by phenomenon.
+      phenomenon_pairs: number of pairs by phenomenon.
     """
 
     score: str
@@ -46,6 +46,19 @@ class PairAccuracy:
     standard_error: float
     pairs: int
     phenomena: dict[str, float]
+    phenomenon_pairs: dict[str, int]
+
+    def figures(self, prefix: str = "") -> list[Figure]:
+        """The accuracy over all pairs, then by phenomenon."""
+        shares = {"accuracy": (self.accuracy, self.pairs)} | {
+            f"accuracy/{name}": (share, self.phenomenon_pairs[name])
+            for name, share in self.phenomena.items()
+        }
+        kind = f"accuracy ({self.score})"
+        return [
+            Figure(named(prefix, name), kind, share, _binomial_error(share, n))
+            for name, (share, n) in shares.items()
+        ]
 
 
 def evaluate_pairs(
@@ -68,88 +81,58 @@ def evaluate_pairs(
     pseudo-log-likelihood: each token given all others (Salazar et al. 2020).
     """
     pseudo = isinstance(scorer.objective, MaskedDiffusion)
-    expand = _masked_rows if pseudo else _whole_rows
     sentences = [ids for pair in pairs for ids in (pair.good, pair.bad)]
+    longest = max(map(len, sentences)) + len(opening) + 1
+    layout = Layout(
+        num_rows=ROWS + -ROWS % scorer.mesh.size,
+        length=math.ceil(longest / LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        document_mask=document_mask,
+    )
     scores = np.zeros(len(sentences))
-    rows = ROWS + -ROWS % scorer.mesh.size
-    for owners, batch, draws in _batches(
-        sentences, expand, tuple(opening), eos_id, pad_id, pseudo, rows
-    ):
-        if document_mask:
-            segments, positions = segment(batch.tokens, eos=eos_id, pad=pad_id)
-            batch = dataclasses.replace(batch, segments=segments, positions=positions)
+    for rows, batch in layout.batches(_rows(sentences, opening, eos_id, pseudo)):
+        draws = _one_masked(rows, layout) if pseudo else None
         nll = np.asarray(scorer.nll_B(params, batch, draws), np.float64)
-        np.subtract.at(scores, owners, nll[: len(owners)])
+        np.subtract.at(scores, [row.owner for row in rows], nll[: len(rows)])
     right = scores[0::2] > scores[1::2]
     groups = collections.defaultdict(list)
     for pair, is_right in zip(pairs, right, strict=True):
         groups[pair.phenomenon].append(float(is_right))
     accuracy, n = float(right.mean()), len(pairs)
+    groups = dict(sorted(groups.items()))
     return PairAccuracy(
         score="pseudo-log-likelihood" if pseudo else "log-likelihood",
         accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / n),
+        standard_error=_binomial_error(accuracy, n),
         pairs=n,
-        phenomena={name: sum(v) / len(v) for name, v in sorted(groups.items())},
+        phenomena={name: sum(v) / len(v) for name, v in groups.items()},
+        phenomenon_pairs={name: len(v) for name, v in groups.items()},
     )
 
 
-def _whole_rows(num_counted: int) -> np.ndarray:
-    """One row that counts every token."""
-    return np.ones((1, num_counted), bool)
+def _binomial_error(share: float, n: int) -> float:
+    return math.sqrt(share * (1 - share) / n)
 
 
-def _masked_rows(num_counted: int) -> np.ndarray:
-    """One row for each token, which counts that token alone."""
-    return np.eye(num_counted, dtype=bool)
+def _rows(
+    sentences: Sequence[Sequence[int]], opening: Sequence[int], eos_id: int, each: bool
+) -> Iterator[Row]:
+    """The opening, which is given, the sentence, and the EOS that ends it.
 
-
-def _batches(
-    sentences: Sequence[Sequence[int]],
-    expand: Callable[[int], np.ndarray],
-    opening: tuple[int, ...],
-    eos_id: int,
-    pad_id: int,
-    pseudo: bool,
-    rows: int,
-) -> Iterator[tuple[np.ndarray, Batch, Any]]:
-    """(sentence of each row, batch, draws), all batches in one shape.
-
-    A row is the opening, which is given, the sentence, and the EOS that ends it.
+    Once for a sentence, or for `each` of its tokens and its end.
     """
-    skip = len(opening)
-    longest = max(map(len, sentences)) + skip + 1
-    length = math.ceil(longest / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    owners, tokens, real, counted = [], [], [], []
     for owner, ids in enumerate(sentences):
-        row = np.full(length, pad_id, np.int32)
-        row[: skip + len(ids) + 1] = [*opening, *ids, eos_id]
-        for chosen in expand(len(ids) + 1):
-            owners.append(owner)
-            tokens.append(row)
-            real.append(np.arange(skip, skip + len(ids) + 1))
-            counted.append(np.pad(chosen, (skip, length - skip - chosen.size)))
-    for start in range(0, len(owners), rows):
-        chosen = slice(start, start + rows)
-        weights = np.zeros((rows, length), np.float32)
-        canvas = np.full((rows, length), pad_id, np.int32)
-        masked = np.zeros((rows, length), bool)
-        canvas[: len(owners[chosen])] = np.stack(tokens[chosen])
-        masked[: len(owners[chosen])] = np.stack(counted[chosen])
-        for i, positions in enumerate(real[chosen]):
-            weights[i, positions] = 1.0
-        zeros = np.zeros_like(canvas)
-        batch = Batch(
-            tokens=canvas,
-            weights=weights,
-            words=zeros,
-            bytes=zeros,
-            source=np.zeros(rows, np.int32),
-        )
-        draws = None
-        if pseudo:
-            rate = 1.0 / np.maximum(weights.sum(axis=1), 1.0)
-            draws = MaskDraws(
-                jnp.asarray(masked), jnp.ones(rows), sigma(jnp.asarray(rate))
-            )
-        yield np.asarray(owners[chosen]), batch, draws
+        row = Row(owner, [*opening, *ids, eos_id], len(opening))
+        yield from row.repeated(row.counted if each else 1)
+
+
+def _one_masked(rows: Sequence[Row], layout: Layout) -> MaskDraws:
+    """Row i of a sentence has its token i masked, and counts it alone."""
+    masked = np.zeros((layout.num_rows, layout.length), bool)
+    rate = np.ones(layout.num_rows, np.float32)
+    for i, row in enumerate(rows):
+        masked[i, row.given + row.number] = True
+        rate[i] = 1.0 / row.counted
+    weight = np.ones(layout.num_rows, np.float32)
+    return MaskDraws(masked, weight, np.asarray(sigma(jnp.asarray(rate))))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lmjax.config.schema import ModelConfig
+from lmjax.config.schema import Backbone, ModelConfig
 from lmjax.core.types import PyTree
 from lmjax.models.dit import DiT
 from lmjax.models.transformer import Setting, Transformer
@@ -23,10 +23,12 @@ def padded_vocab_size(vocab_size: int) -> int:
 def build_module(
     config: ModelConfig, setting: Setting, rngs: nnx.Rngs
 ) -> Transformer | DiT:
-    """A freshly initialised module: a DiT when it is conditioned on time."""
-    if config.time_conditioning:
-        return DiT(config, setting, rngs)
-    return Transformer(config, setting, rngs)
+    """A freshly initialised module."""
+    match config.backbone:
+        case Backbone.TRANSFORMER:
+            return Transformer(config, setting, rngs)
+        case Backbone.DIT:
+            return DiT(config, setting, rngs)
 
 
 @dataclasses.dataclass(frozen=True)

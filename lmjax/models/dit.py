@@ -1,8 +1,9 @@
-"""The diffusion transformer (DiT; Peebles and Xie 2023), conditioned on noise level.
+"""The diffusion transformer (DiT; Peebles and Xie 2023), as in MDLM.
 
 Every block modulates its norms by a shift and a scale, and its branches by a gate,
-all linear in an embedding of sigma and zero at the start: each block begins as the
-identity, as in the reference system of MDLM (Sahoo et al. 2024).
+all linear in one embedding of sigma and zero at the start: each block begins as the
+identity. Masked diffusion can do without the time (Sahoo et al. 2024): then sigma is
+always 0, and what modulates is a learned constant of each layer.
 """
 
 import math
@@ -14,12 +15,11 @@ from flax import nnx
 from lmjax.config.schema import ModelConfig
 from lmjax.models.attention import Rows
 from lmjax.models.linear import Linear, dropout
-from lmjax.models.norms import RMSNorm
+from lmjax.models.norms import Norm, make_norm
 from lmjax.models.stack import make_stack, run_stack
 from lmjax.models.transformer import (
     Setting,
     Vocabulary,
-    embed_with_dropout,
     make_attention,
     make_mlp,
 )
@@ -53,7 +53,7 @@ class NoiseEmbedding(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """Condition [B, E] -> `parts` vectors [B, 1, D]; zero at the start."""
+    """Condition [B, E] -> `parts` float32 vectors [B, 1, D]; zero at the start."""
 
     def __init__(self, parts: int, *, width: int, condition_width: int, rngs: nnx.Rngs):
         self.linear = Linear(
@@ -66,19 +66,27 @@ class Modulation(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, condition_BE: jax.Array, dtype: jnp.dtype) -> list[jax.Array]:
-        values = self.linear(condition_BE).astype(dtype)
+    def __call__(self, condition_BE: jax.Array) -> list[jax.Array]:
+        values = self.linear(condition_BE)
         return [values[:, part, None] for part in range(values.shape[1])]
+
+
+def modulated(
+    norm: Norm, x_BLD: jax.Array, shift: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """norm(x) * (1 + scale) + shift, in x's dtype.
+
+    In float32 up to there: in bfloat16 a small scale would be lost in 1 + scale.
+    """
+    y_BLD = norm(x_BLD.astype(jnp.float32)) * (1 + scale) + shift
+    return y_BLD.astype(x_BLD.dtype)
 
 
 class DiTBlock(nnx.Module):
     """x + gate * attention(modulated norm(x)), then the same with the mlp."""
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
-        def norm() -> RMSNorm:
-            return RMSNorm(config.width, epsilon=config.norm_epsilon)
-
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_norm, self.mlp_norm = make_norm(config), make_norm(config)
         self.attention = make_attention(config, setting, rngs)
         self.mlp = make_mlp(config, setting, rngs)
         self.modulation = Modulation(
@@ -95,20 +103,21 @@ class DiTBlock(nnx.Module):
         dropout_key: jax.Array | None,
     ) -> jax.Array:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(
-            condition_BE, x_BLD.dtype
-        )
-        y_BLD = self.attention_norm(x_BLD) * (1 + scale1) + shift1
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition_BE)
+        gate1, gate2 = gate1.astype(x_BLD.dtype), gate2.astype(x_BLD.dtype)
+        y_BLD = modulated(self.attention_norm, x_BLD, shift1, scale1)
         y_BLD = self.attention(y_BLD, rows)
         x_BLD = x_BLD + gate1 * dropout(y_BLD, self.dropout_rate, keys[0])
-        y_BLD = self.mlp(self.mlp_norm(x_BLD) * (1 + scale2) + shift2)
+        y_BLD = self.mlp(modulated(self.mlp_norm, x_BLD, shift2, scale2))
         return x_BLD + gate2 * dropout(y_BLD, self.dropout_rate, keys[1])
 
 
 class DiT(nnx.Module):
     """Noised tokens [B, L] and sigma [B] to hidden states [B, L, D].
 
-    Implements `core.types.LanguageModel`; `sigma_B` must be given.
+    Implements `core.types.LanguageModel`. With time conditioning `sigma_B` must be
+    given; without it changes nothing. Only the residual branches are dropped, not the
+    embedding.
     """
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
@@ -117,7 +126,7 @@ class DiT(nnx.Module):
         self.blocks = make_stack(
             lambda rngs: DiTBlock(config, setting, rngs), config.num_layers, rngs
         )
-        self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.final_norm = make_norm(config)
         self.final_modulation = Modulation(
             2, width=config.width, condition_width=config.condition_width, rngs=rngs
         )
@@ -133,23 +142,28 @@ class DiT(nnx.Module):
         sigma_B: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        if sigma_B is None:
-            raise ValueError("a DiT needs sigma_B, the noise level of each row")
+        if not self.config.time_conditioning:
+            sigma_B = jnp.zeros(1)  # one condition for all rows
+        elif sigma_B is None:
+            raise ValueError(
+                "a DiT with time conditioning needs sigma_B, the noise level of each "
+                "row"
+            )
         rows = Rows(lengths_B, segments_BL, positions_BL)
         condition_BE = self.noise_embedding(sigma_B)
-        x_BLD, keys = embed_with_dropout(
-            self.vocabulary, tokens_BL, self.config, dropout_key
-        )
+        keys = None
+        if dropout_key is not None and self.config.dropout > 0.0:
+            keys = jax.random.split(dropout_key, self.config.num_layers)
         x_BLD, _ = run_stack(
             self.blocks,
             lambda block, x, key: (block(x, condition_BE, rows, dropout_key=key), None),
-            x_BLD,
+            self.vocabulary.embed(tokens_BL),
             keys,
             scan=self.setting.scan,
             remat=self.setting.remat,
         )
-        shift, scale = self.final_modulation(condition_BE, x_BLD.dtype)
-        return self.final_norm(x_BLD) * (1 + scale) + shift
+        shift, scale = self.final_modulation(condition_BE)
+        return modulated(self.final_norm, x_BLD, shift, scale)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `Vocabulary.logits`."""

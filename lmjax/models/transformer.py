@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmjax.config.schema import ModelConfig, Remat
+from lmjax.config.schema import Backbone, ModelConfig, Remat
 from lmjax.core.types import KeyValueCache
 from lmjax.models.attention import Attention, Rows
 from lmjax.models.attention_kernels import AttentionFunction
 from lmjax.models.linear import dropout
 from lmjax.models.mlp import MLP
-from lmjax.models.norms import RMSNorm
+from lmjax.models.norms import make_norm
 from lmjax.models.stack import make_stack, run_stack
 
 
@@ -50,7 +50,7 @@ def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Att
         rope_theta=config.rope_theta,
         qk_norm=config.qk_norm,
         norm_epsilon=config.norm_epsilon,
-        use_bias=config.bias,
+        use_bias=config.attention_bias,
         output_scale=(2 * config.num_layers) ** -0.5,
         dtype=setting.dtype,
         rngs=rngs,
@@ -63,7 +63,7 @@ def make_mlp(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> MLP:
         config.mlp,
         width=config.width,
         mlp_width=config.mlp_width,
-        use_bias=config.bias,
+        use_bias=config.mlp_bias,
         output_scale=(2 * config.num_layers) ** -0.5,
         dtype=setting.dtype,
         rngs=rngs,
@@ -73,16 +73,23 @@ def make_mlp(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> MLP:
 class Vocabulary(nnx.Module):
     """Embedding and output head, tied or not; the head of an untied one starts at zero.
 
-    With a zero head the first loss is ln(number of predictable ids) exactly.
+    With a zero head the first loss is ln(number of predictable ids) exactly. A bias of
+    the head starts at zero too.
     """
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
         shape = (setting.vocab_size, config.width)
-        table = jax.random.normal(rngs.params(), shape, jnp.float32)
+        key = rngs.params()
+        if config.backbone is Backbone.DIT:  # as in MDLM: deviation 1 / sqrt(3 D)
+            table = jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
+        else:
+            table = jax.random.normal(key, shape, jnp.float32)
         self.table = nnx.Param(table * config.width**-0.5, names=("vocab", "embed"))
         zeros = jnp.zeros(shape, jnp.float32)
         untied = nnx.Param(zeros, names=("vocab", "embed"))
         self.head = None if config.tied_embeddings else untied
+        bias = nnx.Param(jnp.zeros(setting.vocab_size, jnp.float32), names=("vocab",))
+        self.head_bias = bias if config.head_bias else None
         self.unpredictable = setting.unpredictable
         self.dtype = setting.dtype
 
@@ -99,6 +106,8 @@ class Vocabulary(nnx.Module):
             (((hidden.ndim - 1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
+        if self.head_bias is not None:
+            logits = logits + self.head_bias[...]
         never = jnp.array(self.unpredictable, jnp.int32)
         never_V = jnp.zeros(head.shape[0], bool).at[never].set(True)
         return jnp.where(never_V, -jnp.inf, logits)
@@ -108,10 +117,7 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
-        def norm() -> RMSNorm:
-            return RMSNorm(config.width, epsilon=config.norm_epsilon)
-
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_norm, self.mlp_norm = make_norm(config), make_norm(config)
         self.attention = make_attention(config, setting, rngs)
         self.mlp = make_mlp(config, setting, rngs)
         self.dropout_rate = config.dropout
@@ -149,7 +155,7 @@ class Transformer(nnx.Module):
         self.blocks = make_stack(
             lambda rngs: Block(config, setting, rngs), config.num_layers, rngs
         )
-        self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.final_norm = make_norm(config)
         self.config, self.setting = config, setting
 
     def __call__(
@@ -162,7 +168,7 @@ class Transformer(nnx.Module):
         sigma_B: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        del sigma_B  # only a DiT is conditioned on the noise level
+        del sigma_B  # only a DiT is told the noise level
         rows = Rows(lengths_B, segments_BL, positions_BL)
         x_BLD, keys = embed_with_dropout(
             self.vocabulary, tokens_BL, self.config, dropout_key

@@ -34,8 +34,11 @@ class Autoregressive:
     causal: bool = True
     kind: str = "exact"
     estimator: str = "chain rule"
+    loss_is_bound: bool = True
 
-    def draw(self, batch: Batch, key: jax.Array) -> None:
+    def draw(
+        self, batch: Batch, key: jax.Array, progress: jax.Array | float = 0.0
+    ) -> None:
         """Nothing is random but dropout."""
 
     def draw_evaluation(

@@ -32,11 +32,12 @@ class Objective(Protocol):
     """How a model is trained, and what its likelihood is worth."""
 
     causal: bool  # whether the model must not see the future
+    loss_is_bound: bool  # whether the training loss is no less than the likelihood's
     kind: str  # "exact" or "upper bound": what nll_B gives
     estimator: str  # how nll_B is found, in words
 
-    def draw(self, batch: Batch, key: jax.Array) -> Draws:
-        """Randomness of one training batch."""
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Draws:
+        """Randomness of one training batch; `progress` in [0, 1] of the run is done."""
         ...
 
     def draw_evaluation(

@@ -30,6 +30,14 @@ class TokenSampler:
         # The default noise has too few bits for probabilities below about 1e-7.
         return jax.random.categorical(key, logits, mode="high").astype(jnp.int32)
 
+    def law(self, logits: jax.Array) -> jax.Array:
+        """Log-probabilities that the draws follow, float32 [..., V]."""
+        if self.temperature == 0.0:
+            best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+            return jnp.log(best)
+        logits = self.restrict(logits.astype(jnp.float32) / self.temperature)
+        return jax.nn.log_softmax(logits, axis=-1)
+
     def restrict(self, logits: jax.Array) -> jax.Array:
         """Logits with the tokens outside top-k and top-p at -inf."""
         if self.top_k and self.top_k < logits.shape[-1]:

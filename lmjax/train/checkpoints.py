@@ -67,6 +67,7 @@ class Checkpoints:
         progress: dict[str, Any],
         config: dict[str, Any],
         tokenizer_model: bytes,
+        mask_id: int,
         corpus: str,
     ) -> None:
         """Starts writing a checkpoint; a step that is saved already is left alone.
@@ -81,6 +82,7 @@ class Checkpoints:
             "progress": progress,
             "config": config,
             "tokenizer": base64.b64encode(tokenizer_model).decode(),
+            "mask_id": mask_id,
             "corpus": corpus,
         }
         with _full_disk_explained(self.folder):
@@ -96,7 +98,7 @@ class Checkpoints:
             )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Progress, config, tokenizer model (bytes) and corpus of a checkpoint."""
+        """Progress, config, tokenizer model (bytes), mask id and corpus."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = dict(self._manager.restore(step, args=args)["meta"])
         meta["tokenizer"] = base64.b64decode(meta["tokenizer"])

@@ -33,6 +33,7 @@ class TrainStep:
       num_microbatches: forward passes the batch is cut into; must divide it.
       use_dropout: whether the model gets a dropout key.
       seed: seed of the run.
+      total_steps: length of the run, for objectives that change in its course.
     """
 
     bind: Callable[[PyTree], LanguageModel]
@@ -43,9 +44,12 @@ class TrainStep:
     num_microbatches: int
     use_dropout: bool
     seed: int
+    total_steps: int
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        draws = self.objective.draw(batch, rng.stream(self.seed, "train", state.step))
+        progress = jnp.minimum(state.step / self.total_steps, 1.0)
+        key = rng.stream(self.seed, "train", state.step)
+        draws = self.objective.draw(batch, key, progress)
         dropout_key = None
         if self.use_dropout:
             dropout_key = rng.stream(self.seed, "dropout", state.step)

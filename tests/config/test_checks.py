@@ -4,8 +4,14 @@ import dataclasses
 
 import pytest
 
-from lmjax.config import checks, fields
-from lmjax.config.schema import AutoregressiveConfig, Config
+from lmjax.config import checks, fields, rules
+from lmjax.config.method_rules import METHOD_RULES
+from lmjax.config.schema import (
+    AutoregressiveConfig,
+    Backbone,
+    Config,
+    UniformDiffusionConfig,
+)
 from lmjax.core.errors import ConfigError
 from lmjax.data.tokenization import training as tokenizer_training
 
@@ -173,11 +179,22 @@ def test_a_whole_number_is_a_number() -> None:
     checks.check(config)
 
 
-def test_time_conditioning_needs_diffusion() -> None:
-    config = _with(model__time_conditioning=True)
+def test_time_conditioning_needs_a_dit() -> None:
+    config = _with(model__time_conditioning=True, model__backbone="dit")
+    checks.check(config)
+    config.model.backbone = Backbone.TRANSFORMER
+    message = _message(config)
+    assert "model.time_conditioning=True: must be False" in message
+    assert "for model.backbone=transformer" in message
+
+
+def test_a_dit_needs_diffusion() -> None:
+    config = _with(model__backbone="dit")
     checks.check(config)
     config.objective = AutoregressiveConfig()
-    assert "model.time_conditioning=True: must be False" in _message(config)
+    assert "model.backbone=dit: needs a diffusion objective" in _message(config)
+    config.model.backbone = Backbone.TRANSFORMER
+    checks.check(config)
 
 
 def test_a_given_tokenizer_may_have_few_ids() -> None:
@@ -201,7 +218,7 @@ def test_reserved_ids_need_room_where_they_are_trained() -> None:
 
 
 def test_smallest_vocabulary_is_that_of_the_tokenizer_trainer() -> None:
-    assert checks.MIN_VOCAB_SIZE == tokenizer_training.MIN_VOCAB_SIZE
+    assert rules.MIN_VOCAB_SIZE == tokenizer_training.MIN_VOCAB_SIZE
 
 
 def test_warmup_and_decay_fit_into_one_run() -> None:
@@ -241,24 +258,101 @@ def test_batches_split_over_data_and_fsdp() -> None:
 
 
 def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() -> None:
-    free = {"tokenizer.path"}
+    free = {"tokenizer.path", "evaluate.json", "evaluate.judge", "data.prompt_field"}
     ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
     for name, kind in fields.schema_types().items():
         if kind in (int, float):
-            assert name in checks._RANGES
+            assert name in rules.RANGES
         if kind is str:
             assert name in ruled | free
 
 
 def test_every_rule_names_real_fields() -> None:
     known = set(fields.schema_types()) | {"objective"}
-    named = {name for rule in checks._RULES for name in rule.names}
-    tables = {*checks._RANGES, *checks._DURATIONS, *checks._NOT_EMPTY}
+    named = {name for rule in (*rules.RULES, *METHOD_RULES) for name in rule.names}
+    tables = {*rules.RANGES, *checks._DURATIONS, *checks._NOT_EMPTY}
     assert named | tables <= known
 
 
 def test_every_rule_across_fields_says_what_to_do() -> None:
-    for rule in checks._RULES:
+    for rule in (*rules.RULES, *METHOD_RULES):
         assert all(getattr(rule, field.name) for field in dataclasses.fields(rule)), (
             rule
         )
+
+
+METHOD_SLIPS = {
+    "d3pm without steps": (dict(objective__parameterization="d3pm"), "steps"),
+    "sedd with steps": (
+        dict(objective__parameterization="sedd", objective__steps=8),
+        "must be 0",
+    ),
+    "steps with another weighting": (
+        dict(objective__steps=8, objective__weighting="flat"),
+        "weigh as the bound says",
+    ),
+    "counts with another weighting": (
+        dict(objective__time_density="count", objective__weighting="softened"),
+        "no rate",
+    ),
+    "counts with masking by frequency": (
+        dict(objective__time_density="count", objective__frequency_masking=0.5),
+        "continuous time",
+    ),
+    "score ratios revealed in order of confidence": (
+        dict(objective__parameterization="sedd", generate__sampler="confidence"),
+        "model of another kind",
+    ),
+    "left to right with masks": (
+        dict(generate__sampler="left_to_right"),
+        "model of another kind",
+    ),
+    "discrete time of score ratios": (
+        dict(objective__parameterization="sedd", evaluate__estimator="discrete"),
+        "not an estimator",
+    ),
+    "guidance without a prompt": (dict(generate__guidance=1.5), "there is none"),
+    "more blocks than steps": (
+        dict(generate__block_length=4, generate__steps=8, generate__max_new_tokens=128),
+        "more blocks",
+    ),
+    "windows that overlap too far": (dict(generate__stride=2000), "at most"),
+}
+
+
+@pytest.mark.parametrize("slip", METHOD_SLIPS)
+def test_methods_that_do_not_fit_are_refused(slip: str) -> None:
+    changes, words = METHOD_SLIPS[slip]
+    assert words in _message(_with(**changes))
+
+
+def test_uniform_diffusion_needs_to_be_told_the_time_and_pure_noise() -> None:
+    config = Config(objective=UniformDiffusionConfig())
+    assert "model.time_conditioning=False: must be True" in _message(config)
+    config.model.backbone, config.model.time_conditioning = Backbone.DIT, True
+    checks.check(config)
+    fields.assign(config, {"objective.schedule": "geometric"})
+    assert "does not end in pure noise" in _message(config)
+    fields.assign(config, {"objective.schedule": "linear", "objective.steps": 4})
+    assert "must be 0 for uniform diffusion" in _message(config)
+
+
+def test_an_autoregressive_model_has_one_way_to_write_and_to_be_scored() -> None:
+    config = Config(objective=AutoregressiveConfig())
+    checks.check(config)
+    changes = {
+        "generate.sampler": "ancestral",
+        "generate.show_steps": 4,
+        "generate.guidance": 1.0,
+        "generate.prompts": ("a",),
+        "evaluate.estimator": "count",
+    }
+    fields.assign(config, changes)
+    message = _message(config)
+    for name in changes:
+        assert (f"{name}=" in message) == (name != "generate.prompts")
+
+
+def test_longer_texts_than_the_context_need_a_stride() -> None:
+    assert "generate.stride" in _message(_with(generate__max_new_tokens=3000))
+    checks.check(_with(generate__max_new_tokens=3000, generate__stride=512))

@@ -9,8 +9,11 @@ from lmjax.config import presets
 from lmjax.config.schema import (
     SAMPLE_CORPUS,
     AutoregressiveConfig,
+    Backbone,
     MaskedDiffusionConfig,
-    ModelConfig,
+    MLPKind,
+    NormKind,
+    UniformDiffusionConfig,
 )
 from lmjax.core.errors import ConfigError
 
@@ -20,10 +23,6 @@ def test_without_variants_it_is_small_masked_diffusion() -> None:
     assert isinstance(config.objective, MaskedDiffusionConfig)
     assert config.model == presets.small()
     assert config.data.train == ()
-
-
-def test_small_is_the_default_of_the_schema() -> None:
-    assert presets.small() == ModelConfig()
 
 
 @pytest.mark.parametrize(
@@ -42,10 +41,38 @@ def test_sizes_are_those_of_the_guide(
     assert model.width == width
     assert model.num_heads == num_heads
     assert model.mlp_width == mlp_width
-    assert (model.max_length, model.dropout, model.tied_embeddings) == (
-        1024,
-        0.1,
-        False,
+    assert (model.max_length, model.dropout, model.condition_width) == (1024, 0.1, 128)
+    assert (model.mlp, model.norm) == (MLPKind.GELU, NormKind.LAYER)
+    assert model.norm_epsilon == 1e-5
+    assert model.mlp_bias and model.head_bias
+    assert not (model.attention_bias or model.qk_norm or model.tied_embeddings)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+def test_sizes_of_the_guide_are_a_dit_and_its_twin_a_transformer(size: str) -> None:
+    dit, twin = (presets.babylm([size, name]).model for name in ("diffusion", "ar"))
+    assert (dit.backbone, dit.time_conditioning) == (Backbone.DIT, False)
+    assert twin == dataclasses.replace(dit, backbone=Backbone.TRANSFORMER)
+
+
+@pytest.mark.parametrize("name", ["nano", "sample"])
+@pytest.mark.parametrize("objective", ["diffusion", "ar"])
+def test_small_models_are_a_plain_transformer(name: str, objective: str) -> None:
+    model = presets.babylm([name, objective]).model
+    assert (model.backbone, model.time_conditioning) == (Backbone.TRANSFORMER, False)
+    assert (model.norm, model.mlp) == (NormKind.RMS, MLPKind.SWIGLU)
+    assert not (model.attention_bias or model.mlp_bias or model.head_bias)
+
+
+@pytest.mark.parametrize("name", [*presets.SIZES, "sample"])
+def test_uniform_noise_needs_a_dit_that_is_told_the_time(name: str) -> None:
+    config = presets.babylm([name, "uniform"])
+    assert isinstance(config.objective, UniformDiffusionConfig)
+    model = config.model
+    assert (model.backbone, model.time_conditioning) == (Backbone.DIT, True)
+    plain = presets.babylm([name]).model
+    assert model == dataclasses.replace(
+        plain, backbone=Backbone.DIT, time_conditioning=True
     )
 
 
@@ -57,7 +84,8 @@ def test_variants_mean_the_same_in_any_order() -> None:
 
 def test_each_variant_changes_the_config() -> None:
     seen = [
-        presets.babylm([name]) for name in ("ar", "nano", "tiny", "medium", "sample")
+        presets.babylm([name])
+        for name in ("ar", "uniform", "nano", "tiny", "medium", "sample")
     ]
     seen.append(presets.babylm())
     for one, other in itertools.combinations(seen, 2):

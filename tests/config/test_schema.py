@@ -38,4 +38,4 @@ def test_no_field_is_called_as_the_key_that_names_a_kind() -> None:
 def test_kinds_of_the_objective_are_named_after_their_classes() -> None:
     kinds = typing.get_type_hints(Config)["objective"]
     names = [fields.kind_name(kind) for kind in fields.section_classes(kinds)]
-    assert names == ["masked_diffusion", "autoregressive"]
+    assert names == ["masked_diffusion", "uniform_diffusion", "autoregressive"]

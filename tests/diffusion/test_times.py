@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmjax.diffusion.times import stratified_times
+from lmjax.config.schema import TimeSampling
+from lmjax.diffusion.times import draw_times
 
 
-def _draw(num_keys: int, batch_size: int, seed: int = 0) -> np.ndarray:
+def _draw(
+    num_keys: int,
+    batch_size: int,
+    seed: int = 0,
+    sampling: TimeSampling = TimeSampling.STRATIFIED,
+) -> np.ndarray:
     keys = jax.random.split(jax.random.key(seed), num_keys)
-    draw = jax.vmap(stratified_times, in_axes=(0, None))
-    return np.asarray(jax.jit(draw, static_argnums=1)(keys, batch_size))
+    draw = jax.vmap(lambda key: draw_times(key, batch_size, sampling))
+    return np.asarray(jax.jit(draw)(keys))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 256])
@@ -52,3 +58,28 @@ def test_the_mean_over_a_batch_is_nearly_a_half() -> None:
 def test_other_keys_give_other_times() -> None:
     one, other = _draw(2, 8)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("sampling", list(TimeSampling))
+def test_every_kind_of_time_is_uniform_and_above_0(sampling: TimeSampling) -> None:
+    times = _draw(3000, 7, seed=4, sampling=sampling)
+    assert times.shape == (3000, 7)
+    assert (times > 0).all()
+    assert (times <= 1).all()
+    for place in (0, 6):
+        assert stats.kstest(times[:, place], "uniform").pvalue > 1e-3
+
+
+def test_antithetic_times_come_in_pairs_at_random_places() -> None:
+    times = _draw(500, 8, seed=5, sampling=TimeSampling.ANTITHETIC)
+    ordered = np.sort(times, axis=1)
+    np.testing.assert_allclose(ordered + ordered[:, ::-1], 1.0, atol=1e-6)
+    # The partner of the first row stands in no fixed place.
+    partner = np.argmin(np.abs(times[:, 1:] - (1 - times[:, :1])), axis=1)
+    assert len(np.unique(partner)) == 7
+
+
+def test_uniform_times_leave_some_bins_empty() -> None:
+    times = _draw(50, 64, seed=6, sampling=TimeSampling.UNIFORM)
+    filled = [len(np.unique(np.floor(row * 64 - 1e-6))) for row in times]
+    assert max(filled) < 60

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.config.schema import ParallelConfig
+from lmjax.config.schema import Backbone, ParallelConfig
 from lmjax.data.batch import Batch
 from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule
+from lmjax.diffusion.schedules import LightCosineSchedule
 from lmjax.evaluate.likelihood import Likelihood, Scorer
 from lmjax.models.build import Model
 from lmjax.objectives.autoregressive import Autoregressive
@@ -24,7 +24,10 @@ from lmjax.parallel.mesh import build_mesh
 ROWS, LENGTH = 8, 12
 AUTOREGRESSIVE = Autoregressive(bos_id=1, chunk_tokens=64)
 DIFFUSION = MaskedDiffusion(
-    process=MaskProcess(mask_id=2, schedule=CosineSchedule()), chunk_tokens=64
+    process=MaskProcess(
+        mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
+    ),
+    chunk_tokens=64,
 )
 
 
@@ -212,7 +215,7 @@ def test_a_zero_head_costs_exactly_ln_of_the_ids_whatever_is_masked(
 ) -> None:
     for model, objective in (
         (make_model(causal=True), AUTOREGRESSIVE),
-        (make_model(causal=False, time_conditioning=True), DIFFUSION),
+        (make_model(causal=False, backbone=Backbone.DIT), DIFFUSION),
     ):
         fresh = jax.jit(model.init)(jax.random.key(0))
         scorer = _scorer(model.bind, objective)
@@ -361,7 +364,9 @@ def _text(joint: np.ndarray, seed: int, num_batches: int) -> Sequence[Batch]:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bound_of_the_true_model_is_the_entropy_and_never_below(seed: int) -> None:
     """Nor is it below with wrong conditionals, which cost what they are wrong."""
-    process = MaskProcess(mask_id=3, schedule=CosineSchedule())
+    process = MaskProcess(
+        mask_id=3, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
+    )
     scorer = _scorer(TableModel, MaskedDiffusion(process=process, chunk_tokens=10_000))
     joint = np.random.default_rng(seed).dirichlet(np.full(27, 0.7))
     entropy = -np.sum(joint * np.log(joint + 1e-300)) / 3

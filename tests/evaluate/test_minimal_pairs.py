@@ -11,7 +11,7 @@ import pytest
 
 from lmjax.config.schema import ParallelConfig
 from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule
+from lmjax.diffusion.schedules import LightCosineSchedule
 from lmjax.evaluate import minimal_pairs
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.minimal_pairs import Pair, PairAccuracy, evaluate_pairs
@@ -23,7 +23,10 @@ from lmjax.parallel.mesh import build_mesh
 BOS, MASK, EOS, PAD = 1, 2, 3, 0
 AUTOREGRESSIVE = Autoregressive(bos_id=BOS, chunk_tokens=4096)
 DIFFUSION = MaskedDiffusion(
-    process=MaskProcess(mask_id=MASK, schedule=CosineSchedule()), chunk_tokens=4096
+    process=MaskProcess(
+        mask_id=MASK, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
+    ),
+    chunk_tokens=4096,
 )
 
 

@@ -9,17 +9,24 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config.schema import MLPKind, ModelConfig
+from lmjax.config import presets
+from lmjax.config.schema import Backbone, MLPKind, ModelConfig, NormKind
 from lmjax.core import trees
 from lmjax.models.attention_kernels import library_attention
 from lmjax.models.build import Model, build_model, padded_vocab_size
 from lmjax.models.transformer import Setting
 from lmjax.parallel.rules import RULES
 
+BIASES = dict(attention_bias=True, mlp_bias=True, head_bias=True)
 VARIANTS = [
-    dict(time_conditioning=dit, tied_embeddings=tied, bias=bias, qk_norm=norm, mlp=mlp)
-    for (dit, tied, bias, norm), mlp in itertools.product(
-        [(False, False, False, False), (True, True, True, True)], MLPKind
+    dict(backbone=backbone, mlp=mlp, norm=norm, **rest)
+    for (backbone, rest), mlp, norm in itertools.product(
+        [
+            (Backbone.TRANSFORMER, {}),
+            (Backbone.DIT, dict(tied_embeddings=True, qk_norm=True, **BIASES)),
+        ],
+        MLPKind,
+        NormKind,
     )
 ]
 
@@ -52,7 +59,7 @@ def test_names_say_which_size_a_dimension_has(
 ) -> None:
     """All sizes differ, so that a swapped name shows."""
     model = make_model(
-        num_layers=3, width=20, num_heads=10, num_kv_heads=5, mlp_width=7, bias=True
+        num_layers=3, width=20, num_heads=10, num_kv_heads=5, mlp_width=7, **BIASES
     )
     sizes = dict(layers=3, embed=20, heads=10, kv_heads=5, mlp=7, vocab=32)
 
@@ -66,7 +73,7 @@ def test_names_say_which_size_a_dimension_has(
 def test_initial_parameters_have_the_promised_shapes_and_follow_the_key(
     make_model: Callable[..., Model],
 ) -> None:
-    model = make_model(time_conditioning=True)
+    model = make_model(backbone=Backbone.DIT)
     init = jax.jit(model.init)
     params = init(jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
@@ -106,6 +113,22 @@ def test_binding_parameters_leaves_the_model_unchanged(
     np.testing.assert_array_equal(table, one["vocabulary"]["table"])
 
 
+@pytest.mark.parametrize("backbone", list(Backbone))
+def test_the_embedding_starts_as_its_backbone_wants(
+    make_model: Callable[..., Model], backbone: Backbone
+) -> None:
+    """Normal with deviation 1 / sqrt(64), and uniform up to 1 / sqrt(64) in a DiT."""
+    model = make_model(backbone=backbone, width=64, vocab_size=512)
+    table = np.asarray(jax.jit(model.init)(jax.random.key(0))["vocabulary"]["table"])
+    dit = backbone is Backbone.DIT
+    assert np.std(table) == pytest.approx(
+        1 / 8 / (math.sqrt(3) if dit else 1), rel=0.03
+    )
+    assert np.mean(table) == pytest.approx(0.0, abs=0.003)
+    most = np.abs(table).max()
+    assert 0.124 < most <= 0.125 if dit else most > 0.35
+
+
 def _expected_count(config: ModelConfig, vocab_size: int) -> int:
     """Parameters by the closed formula; no biases, no head norms."""
     width, layers = config.width, config.num_layers
@@ -115,7 +138,7 @@ def _expected_count(config: ModelConfig, vocab_size: int) -> int:
     matrices = 3 if config.mlp is MLPKind.SWIGLU else 2
     block = attention + matrices * width * config.mlp_width + 2 * width
     rest = (1 if config.tied_embeddings else 2) * vocab_size * width + width
-    if config.time_conditioning:
+    if config.backbone is Backbone.DIT:
         condition = config.condition_width
         block += 6 * width * (condition + 1)
         rest += 2 * width * (condition + 1)
@@ -124,9 +147,7 @@ def _expected_count(config: ModelConfig, vocab_size: int) -> int:
 
 
 SIZES = {
-    "tiny": dict(num_layers=8, width=256, num_heads=8, mlp_width=1024),
-    "small": dict(num_layers=12, width=768, num_heads=12, mlp_width=3072),
-    "medium": dict(num_layers=24, width=1024, num_heads=16, mlp_width=4096),
+    "gpt2": dict(num_layers=12, width=768, num_heads=12, mlp_width=3072),
     "grouped": dict(
         num_layers=30,
         width=576,
@@ -139,17 +160,17 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 @pytest.mark.parametrize("size", SIZES)
 def test_parameter_counts_follow_the_closed_formula(
-    size: str, time_conditioning: bool
+    size: str, backbone: Backbone
 ) -> None:
-    config = ModelConfig(**SIZES[size], time_conditioning=time_conditioning)
+    config = ModelConfig(**SIZES[size], backbone=backbone)
     vocab_size = padded_vocab_size(16_384 + 1)
     setting = Setting(
         vocab_size=vocab_size,
         unpredictable=(0,),
-        causal=not time_conditioning,
+        causal=backbone is Backbone.TRANSFORMER,
         attend=library_attention,
     )
     shapes = build_model(config, setting).shapes
@@ -157,12 +178,49 @@ def test_parameter_counts_follow_the_closed_formula(
     assert trees.count(shapes) == _expected_count(config, vocab_size)
 
 
+# Millions of parameters, by rows of the vocabulary, the mask among them: in the blocks,
+# in all, and in all of the autoregressive twin.
+GUIDE = {
+    ("tiny", 16_384): (28.36, 45.34, None),
+    ("tiny", 32_000): (28.36, 61.35, 58.00),
+    ("tiny", 50_258): (28.36, 80.06, None),
+    ("small", 16_384): (92.13, 117.56, None),
+    ("small", 32_000): (92.13, 141.56, 134.18),
+    ("small", 50_258): (92.13, 169.63, None),
+    ("medium", 16_384): (321.18, 355.07, None),
+    ("medium", 32_000): (321.18, 387.07, 367.73),
+    ("medium", 50_258): (321.18, 424.48, None),
+}
+
+
+@pytest.mark.parametrize(("size", "vocab_size"), GUIDE)
+def test_sizes_of_the_guide_have_its_parameter_counts(
+    size: str, vocab_size: int
+) -> None:
+    blocks, total, twin = GUIDE[size, vocab_size]
+
+    def millions(objective: str, pattern: str = "") -> float:
+        setting = Setting(
+            vocab_size=vocab_size,
+            unpredictable=(0,),
+            causal=objective == "ar",
+            attend=library_attention,
+        )
+        shapes = build_model(presets.babylm([size, objective]).model, setting).shapes
+        return round(trees.count(shapes, pattern) / 1e6, 2)
+
+    assert millions("diffusion", "^blocks/") == blocks
+    assert millions("diffusion") == total
+    if twin is not None:
+        assert millions("ar") == twin
+
+
 def test_the_gpt2_sized_transformer_has_85_million_parameters_in_its_blocks() -> None:
     """12 * 12 * 768^2 matrices and 24 norms: the number everyone knows."""
     setting = Setting(
         vocab_size=128, unpredictable=(0,), causal=True, attend=library_attention
     )
-    shapes = build_model(ModelConfig(**SIZES["small"]), setting).shapes
+    shapes = build_model(ModelConfig(**SIZES["gpt2"]), setting).shapes
     assert trees.count(shapes["blocks"], "kernel$") == 84_934_656
     assert trees.count(shapes["blocks"]) == 84_934_656 + 24 * 768
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.config.schema import MLPKind
+from lmjax.config.schema import MLPKind, ModelConfig, NormKind
 from lmjax.models.linear import Linear, dropout
 from lmjax.models.mlp import MLP
-from lmjax.models.norms import RMSNorm
+from lmjax.models.norms import LayerNorm, RMSNorm, make_norm
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -36,6 +36,45 @@ def test_rms_norm_takes_its_statistics_in_float32() -> None:
     output = RMSNorm(64, epsilon=1e-6)(x)
     assert output.dtype == jnp.float16
     np.testing.assert_allclose(output, np.ones((1, 64)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_layer_norm_agrees_with_its_formula(epsilon: float) -> None:
+    norm = LayerNorm(8, epsilon=epsilon)
+    scale, x = _normal(8), 3 * _normal(2, 5, 8) + 4
+    norm.scale[...] = jnp.asarray(scale)
+    x64 = x.astype(np.float64)
+    deviation = np.sqrt(x64.var(axis=-1, keepdims=True) + epsilon)
+    expected = (x64 - x64.mean(axis=-1, keepdims=True)) / deviation * scale
+    np.testing.assert_allclose(norm(x), expected, atol=2e-6)
+
+
+def test_layer_norm_agrees_with_torch() -> None:
+    torch = pytest.importorskip("torch")
+    scale, x = _normal(8), 3 * _normal(2, 5, 8) + 4
+    norm = LayerNorm(8, epsilon=1e-5)
+    norm.scale[...] = jnp.asarray(scale)
+    expected = torch.nn.functional.layer_norm(
+        torch.from_numpy(x), (8,), torch.from_numpy(scale), eps=1e-5
+    )
+    np.testing.assert_allclose(norm(x), expected.numpy(), atol=2e-6)
+
+
+def test_layer_norm_takes_its_statistics_in_float32() -> None:
+    """The mean square of these overflows float16, and their spread is 1 in 30,000."""
+    x = np.tile(np.array([30_000, 30_016], np.float16), 32)[None]
+    output = LayerNorm(64, epsilon=1e-5)(jnp.asarray(x))
+    assert output.dtype == jnp.float16
+    np.testing.assert_allclose(output, np.tile([-1.0, 1.0], 32)[None], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"), [(NormKind.RMS, RMSNorm), (NormKind.LAYER, LayerNorm)]
+)
+def test_the_config_names_the_norm(kind: NormKind, norm: type) -> None:
+    found = make_norm(ModelConfig(norm=kind, width=6, norm_epsilon=0.25))
+    assert type(found) is norm
+    assert (found.scale.shape, found.epsilon) == ((6,), 0.25)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])

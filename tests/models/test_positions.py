@@ -1,8 +1,13 @@
 """Rotary positions: the formula, and what it is for."""
 
-import jax
-import numpy as np
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lmjax.models.attention import Attention, Rows
 from lmjax.models.positions import rotate
 
 
@@ -36,6 +41,41 @@ def test_scores_depend_on_the_distance_alone() -> None:
 
     np.testing.assert_allclose(scores(0), scores(37), atol=1e-4)
     assert not np.allclose(scores(0), np.einsum("blnh,bsnh->bnls", q, k), atol=0.1)
+
+
+def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
+    """What attention is handed, against projections turned here."""
+    handed = {}
+
+    def attend(q_BLNH, k_BLKH, v_BLKH, **_: Any) -> jax.Array:
+        handed.update(query=q_BLNH, key=k_BLKH, value=v_BLKH)
+        return q_BLNH
+
+    attention = Attention(
+        width=32,
+        num_heads=4,
+        num_kv_heads=2,
+        causal=False,
+        attend=attend,
+        rope_theta=50.0,
+        qk_norm=False,
+        norm_epsilon=1e-5,
+        use_bias=False,
+        output_scale=1.0,
+        dtype=jnp.dtype("float32"),
+        rngs=nnx.Rngs(0),
+    )
+    x = np.random.default_rng(3).normal(size=(2, 5, 32)).astype(np.float32)
+    attention(x, Rows())
+    positions = np.tile(np.arange(5), (2, 1))
+    for name, found in handed.items():
+        kernel = np.asarray(getattr(attention, name).kernel[...], np.float64)
+        expected = np.einsum("bld,dnh->blnh", x, kernel)
+        if name != "value":
+            plain, expected = expected, _reference(expected, positions, 50.0)
+            gap = np.abs(expected - plain)[:, 1:].max(axis=(0, 1, 2))
+            assert gap.shape == (8,) and gap.min() > 0.1  # every number is turned
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_position_zero_is_left_alone() -> None:

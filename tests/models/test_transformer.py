@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.config.schema import Backbone
+from lmjax.core import trees
 from lmjax.models.attention_kernels import chunked_attention
 from lmjax.models.build import Model
 
@@ -18,6 +20,11 @@ UNPREDICTABLE = (0, 1, 2, 31)  # of the fixture's vocabulary of 32
 PREDICTABLE = np.setdiff1d(np.arange(32), UNPREDICTABLE)
 TOKENS = np.random.default_rng(0).integers(3, 31, size=(2, 9)).astype(np.int32)
 SIGMA = np.array([0.3, 1.5], np.float32)
+BIASES = dict(attention_bias=True, mlp_bias=True, head_bias=True)
+
+
+def _fields(backbone: Backbone) -> dict[str, Any]:
+    return dict(backbone=backbone, time_conditioning=backbone is Backbone.DIT)
 
 
 def _change(tokens: np.ndarray, start: int) -> np.ndarray:
@@ -57,11 +64,11 @@ def test_future_tokens_do_not_change_causal_logits(
         assert gap.max(axis=-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_future_tokens_change_bidirectional_logits(
-    make_model: MakeModel, random_params: RandomParams, time_conditioning: bool
+    make_model: MakeModel, random_params: RandomParams, backbone: Backbone
 ) -> None:
-    model = make_model(causal=False, time_conditioning=time_conditioning)
+    model = make_model(causal=False, **_fields(backbone))
     params, logits = random_params(model), _logits(model)
     gap = np.abs(logits(params, _change(TOKENS, 8)) - logits(params, TOKENS))
     assert gap[..., PREDICTABLE].max(axis=-1).min() > 1e-4
@@ -93,11 +100,11 @@ def test_no_gradient_flows_back_from_the_future_when_causal(
         assert norms[position + 1 :].min() > 1e-6
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_padding_does_not_change_hidden_states_of_real_tokens(
-    make_model: MakeModel, random_params: RandomParams, time_conditioning: bool
+    make_model: MakeModel, random_params: RandomParams, backbone: Backbone
 ) -> None:
-    model = make_model(causal=False, time_conditioning=time_conditioning)
+    model = make_model(causal=False, **_fields(backbone))
     params, hidden = random_params(model), _hidden(model)
     lengths = np.array([9, 5], np.int32)
     expected = hidden(params, TOKENS, lengths)
@@ -113,7 +120,7 @@ def test_extending_a_cache_gives_the_states_of_the_full_forward(
     make_model: MakeModel, random_params: RandomParams, scan: bool
 ) -> None:
     """Prompts of 6 and 3 tokens share a batch; then one token at a time."""
-    model = make_model(causal=True, scan=scan, qk_norm=True, bias=True)
+    model = make_model(causal=True, scan=scan, qk_norm=True, **BIASES)
     params = random_params(model)
     expected = _hidden(model)(params, TOKENS)
 
@@ -174,12 +181,12 @@ def test_a_chunked_model_equals_a_plain_one(
     np.testing.assert_allclose(*states, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_a_fresh_model_predicts_the_uniform_distribution(
-    make_model: MakeModel, time_conditioning: bool
+    make_model: MakeModel, backbone: Backbone
 ) -> None:
     """The head starts at zero; ids that are never predicted have no probability."""
-    model = make_model(causal=False, time_conditioning=time_conditioning)
+    model = make_model(causal=False, **_fields(backbone))
     logits = np.asarray(_logits(model)(jax.jit(model.init)(jax.random.key(0)), TOKENS))
     np.testing.assert_array_equal(logits[..., PREDICTABLE], 0.0)
     np.testing.assert_array_equal(logits[..., UNPREDICTABLE], -np.inf)
@@ -192,6 +199,33 @@ def test_unpredictable_ids_stay_impossible_whatever_the_parameters(
     logits = np.asarray(_logits(model)(random_params(model), TOKENS))
     np.testing.assert_array_equal(np.isneginf(logits[0, 0]).nonzero()[0], UNPREDICTABLE)
     assert np.isfinite(logits[..., PREDICTABLE]).all()
+
+
+def test_a_bias_of_the_head_adds_to_the_logits_and_starts_at_zero(
+    make_model: MakeModel, random_params: RandomParams
+) -> None:
+    biased, plain = make_model(head_bias=True), make_model()
+    params = random_params(biased)
+    vocabulary = dict(params["vocabulary"])
+    bias = vocabulary.pop("head_bias")
+    logits = _logits(plain)(params | {"vocabulary": vocabulary}, TOKENS)
+    found = np.asarray(_logits(biased)(params, TOKENS))
+    np.testing.assert_allclose(found, logits + bias, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found[..., UNPREDICTABLE], -np.inf)
+    fresh = jax.jit(biased.init)(jax.random.key(0))
+    np.testing.assert_array_equal(fresh["vocabulary"]["head_bias"], 0.0)
+
+
+@pytest.mark.parametrize("which", ["attention", "mlp", "head"])
+def test_each_bias_has_its_own_switch(make_model: MakeModel, which: str) -> None:
+    shapes = make_model(**{f"{which}_bias": True}).shapes
+    found = {
+        "attention": trees.count(shapes, "attention/.*bias$"),
+        "mlp": trees.count(shapes, "mlp/.*bias$"),
+        "head": trees.count(shapes, "vocabulary/head_bias$"),
+    }
+    assert {name for name, count in found.items() if count} == {which}
+    assert trees.count(shapes, "bias$") == found[which]
 
 
 def test_a_model_may_predict_every_id(make_model: MakeModel) -> None:
@@ -213,11 +247,11 @@ def test_tied_embeddings_share_one_table(
     )
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_bfloat16_compute_gives_float32_logits_near_the_exact_ones(
-    make_model: MakeModel, random_params: RandomParams, time_conditioning: bool
+    make_model: MakeModel, random_params: RandomParams, backbone: Backbone
 ) -> None:
-    fields = dict(causal=False, time_conditioning=time_conditioning)
+    fields = dict(causal=False) | _fields(backbone)
     exact, coarse = (
         make_model(**fields),
         make_model(**fields, dtype=jnp.dtype("bfloat16")),
@@ -254,7 +288,7 @@ def test_residual_branches_are_dropped_too(
     make_model: MakeModel, random_params: RandomParams
 ) -> None:
     """With an embedding of zeros only the branches, fed by biases, have anything."""
-    model = make_model(dropout=0.5, bias=True)
+    model = make_model(dropout=0.5, **BIASES)
     params = random_params(model)
     params["vocabulary"]["table"] = np.zeros_like(params["vocabulary"]["table"])
 

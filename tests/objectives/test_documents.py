@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.config.schema import Backbone
 from lmjax.data.batch import Batch
 from lmjax.diffusion.process import MaskProcess
 from lmjax.diffusion.schedules import LinearSchedule
@@ -21,12 +22,15 @@ from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion
 BOS, MASK, EOS = 1, 2, 3
 AUTOREGRESSIVE = Autoregressive(bos_id=BOS, chunk_tokens=64)
 DIFFUSION = MaskedDiffusion(
-    process=MaskProcess(mask_id=MASK, schedule=LinearSchedule()), chunk_tokens=64
+    process=MaskProcess(
+        mask_id=MASK, schedule=LinearSchedule(), predictable=np.arange(3, 31)
+    ),
+    chunk_tokens=64,
 )
 MODELS = {
     "causal": dict(causal=True),
     "both ways": dict(causal=False),
-    "dit": dict(causal=False, time_conditioning=True),
+    "dit": dict(causal=False, backbone=Backbone.DIT, time_conditioning=True),
 }
 SIGMA = np.array([0.4, 1.1, 0.8], np.float32)
 WEIGHT = np.array([1.5, 2.0, 3.0], np.float32)

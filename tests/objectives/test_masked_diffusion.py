@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.config.schema import Backbone
 from lmjax.data.batch import Batch, synthetic
 from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule, LinearSchedule, MaskSchedule
+from lmjax.diffusion.schedules import LightCosineSchedule, LinearSchedule, Schedule
 from lmjax.models.build import Model
 from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion, real_lengths
 
 MASK = 2
 SCHEDULES = pytest.mark.parametrize(
     "schedule",
-    [LinearSchedule(), CosineSchedule()],
+    [LinearSchedule(), LightCosineSchedule()],
     ids=lambda schedule: type(schedule).__name__,
 )
 
@@ -35,8 +36,12 @@ class UniformModel:
         return logits.at[..., 7].set(-jnp.inf)
 
 
-def _objective(schedule: MaskSchedule | None = None, mask_id: int = MASK):
-    process = MaskProcess(mask_id=mask_id, schedule=schedule or LinearSchedule())
+def _objective(schedule: Schedule | None = None, mask_id: int = MASK):
+    process = MaskProcess(
+        mask_id=mask_id,
+        schedule=schedule or LinearSchedule(),
+        predictable=np.arange(3, 31),
+    )
     return MaskedDiffusion(process=process, chunk_tokens=6)
 
 
@@ -45,9 +50,12 @@ def _with_weights(weights: list[list[float]], token: int = 5) -> Batch:
     return dataclasses.replace(synthetic(*weights.shape, token=token), weights=weights)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "dit"])
+@pytest.fixture(
+    scope="module", params=list(Backbone), ids=lambda backbone: backbone.value
+)
 def model(request: pytest.FixtureRequest, make_model: Callable[..., Model]) -> Model:
-    return make_model(causal=False, time_conditioning=request.param)
+    timed = request.param is Backbone.DIT
+    return make_model(causal=False, backbone=request.param, time_conditioning=timed)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,7 @@ def test_the_loss_is_the_sum_of_the_rows_over_counted_tokens(
 
 @SCHEDULES
 def test_the_first_expected_loss_is_the_log_of_the_number_of_predictable_ids(
-    schedule: MaskSchedule,
+    schedule: Schedule,
 ) -> None:
     """Of a model that knows nothing, over 2^20 tokens: ln 7 within four deviations.
 
@@ -189,7 +197,7 @@ def test_the_first_expected_loss_is_the_log_of_the_number_of_predictable_ids(
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_first_evaluated_bound_is_exact_for_every_draw(seed: int) -> None:
     """At a zero head each row costs n / l * l * ln 7, whatever is drawn."""
-    objective = _objective(CosineSchedule(), mask_id=7)
+    objective = _objective(LightCosineSchedule(), mask_id=7)
     batch = _with_weights([[1] * 6, [1] * 4 + [0] * 2, [0] * 3 + [1] * 3])
     positions = np.random.default_rng(seed).uniform(size=3).astype(np.float32)
     draws = objective.draw_evaluation(batch, jax.random.key(seed), positions)
@@ -199,7 +207,7 @@ def test_the_first_evaluated_bound_is_exact_for_every_draw(seed: int) -> None:
 
 @SCHEDULES
 def test_draws_mask_counted_tokens_alone_and_carry_weight_and_noise(
-    schedule: MaskSchedule,
+    schedule: Schedule,
 ) -> None:
     """Context before the counted tokens, and padding behind them, is never masked."""
     objective = _objective(schedule)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from lmjax.config.schema import OptimConfig
+from lmjax.config.schema import Backbone, OptimConfig
 from lmjax.core import trees
 from lmjax.models.build import Model
 from lmjax.optim.optimizers import NO_DECAY, build_optimizer
@@ -18,7 +18,11 @@ PARAMS = {
         "bias": np.float32([1.0, -1.0]),
         "scale": np.float32([2.0, 3.0]),
     },
-    "vocabulary": {"table": np.float32([[5.0]]), "head": np.float32([[6.0]])},
+    "vocabulary": {
+        "table": np.float32([[5.0]]),
+        "head": np.float32([[6.0]]),
+        "head_bias": np.float32([7.0]),
+    },
 }
 
 
@@ -34,23 +38,30 @@ def test_weight_decay_touches_kernels_and_the_head_and_nothing_else() -> None:
     updates = _step(OptimConfig(weight_decay=0.5), zeros)
     for name in ("bias", "scale"):
         np.testing.assert_array_equal(updates["block"][name], 0.0)
-    np.testing.assert_array_equal(updates["vocabulary"]["table"], 0.0)
+    for name in ("table", "head_bias"):
+        np.testing.assert_array_equal(updates["vocabulary"][name], 0.0)
     decayed = (updates["block"]["kernel"], updates["vocabulary"]["head"])
     weights = (PARAMS["block"]["kernel"], PARAMS["vocabulary"]["head"])
     for update, weight in zip(decayed, weights, strict=True):
         np.testing.assert_allclose(update, -0.1 * 0.5 * weight, rtol=1e-6)
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_the_mask_fits_every_parameter_of_real_models(
-    make_model: Callable[..., Model], time_conditioning: bool
+    make_model: Callable[..., Model], backbone: Backbone
 ) -> None:
-    model = make_model(time_conditioning=time_conditioning, bias=True, qk_norm=True)
+    model = make_model(
+        backbone=backbone,
+        attention_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        qk_norm=True,
+    )
     left_out = trees.mask(model.shapes, NO_DECAY)
 
     def check(name: str, out: bool) -> None:
         last = name.rsplit("/", 1)[-1]
-        assert last in ("kernel", "head", "scale", "bias", "table")
+        assert last in ("kernel", "head", "scale", "bias", "head_bias", "table")
         assert out == (last not in ("kernel", "head")), name
 
     trees.map_named(check, left_out)

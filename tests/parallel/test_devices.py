@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.config.schema import Backbone
 from lmjax.core import trees
 
 MESHES = {"data": (8, 1, 1), "all axes": (2, 2, 2)}
@@ -32,13 +33,19 @@ def test_eight_devices_train_as_one(
         )
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_parameters_moments_and_average_are_really_split(
-    time_conditioning: bool, make_training: Callable[..., Any]
+    backbone: Backbone, make_training: Callable[..., Any]
 ) -> None:
-    kind = "masked_diffusion" if time_conditioning else "autoregressive"
+    kind = "masked_diffusion" if backbone is Backbone.DIT else "autoregressive"
     training = make_training(
-        kind, mesh=(2, 2, 2), bias=True, time_conditioning=time_conditioning
+        kind,
+        mesh=(2, 2, 2),
+        attention_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        backbone=backbone,
+        time_conditioning=backbone is Backbone.DIT,
     )
     state = training.start()
     adam = state.opt_state[1][0]

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from lmjax.config.schema import ParallelConfig
+from lmjax.config.schema import Backbone, ParallelConfig
 from lmjax.data.batch import synthetic
 from lmjax.models.build import Model
 from lmjax.parallel import hosts, rules
@@ -47,11 +47,17 @@ def test_names_must_fit_the_shape(mesh: Mesh) -> None:
         rules.param_sharding((4, 4), ("embed",), mesh)
 
 
-@pytest.mark.parametrize("time_conditioning", [False, True])
+@pytest.mark.parametrize("backbone", list(Backbone))
 def test_moments_have_the_sharding_of_their_parameter(
-    make_model: Callable[..., Model], mesh: Mesh, time_conditioning: bool
+    make_model: Callable[..., Model], mesh: Mesh, backbone: Backbone
 ) -> None:
-    model = make_model(time_conditioning=time_conditioning, bias=True, qk_norm=True)
+    model = make_model(
+        backbone=backbone,
+        attention_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        qk_norm=True,
+    )
     shardings = rules.param_shardings(model.shapes, model.names, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = jax.eval_shape(optimizer.init, model.shapes)

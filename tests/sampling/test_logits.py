@@ -95,3 +95,13 @@ def test_temperature_restriction_and_draw_make_one_law() -> None:
     # The test can tell: the same draws do not follow the law without temperature.
     cold = law[:3] / law[:3].sum()
     assert stats.chisquare(counts[:3], 100_000 * cold).pvalue < 1e-9
+
+
+def test_the_law_is_that_of_the_draws() -> None:
+    """Restricted as the draws are; at temperature 0 all of it is on one token."""
+    law = np.array([0.4, 0.3, 0.2, 0.1])
+    hot = law**0.5 * [1, 1, 1, 0]
+    found = TokenSampler(temperature=2.0, top_k=3).law(_logits(law.tolist()))
+    np.testing.assert_allclose(np.exp(found), hot / hot.sum(), rtol=1e-5)
+    coldest = TokenSampler(temperature=0.0).law(_logits([0.2, 0.5, 0.3]))
+    np.testing.assert_array_equal(np.exp(coldest), [0, 1, 0])

@@ -12,12 +12,13 @@ import pytest
 from lmjax.core.errors import ConfigError
 from lmjax.data.tokenization.tokenizers import SpecialIds
 from lmjax.diffusion.process import MaskProcess
-from lmjax.diffusion.schedules import CosineSchedule
+from lmjax.diffusion.schedules import LightCosineSchedule
 from lmjax.models.build import Model
 from lmjax.sampling.autoregressive import AutoregressiveSampler
 from lmjax.sampling.logits import TokenSampler
 from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
 from lmjax.sampling.prompts import Generator
+from lmjax.sampling.reveal_rules import Ancestral, FirstHitting
 
 MAX_LENGTH = 16
 
@@ -27,6 +28,7 @@ class Letters:
 
     special = SpecialIds(unk=4, bos=1, eos=3, pad=0, mask=2)
     vocab_size = 31
+    piece_bytes = (b"",) * 5 + tuple(bytes([ord("a") + i]) for i in range(26))
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("a") + 5 for letter in text]
@@ -36,31 +38,52 @@ class Letters:
         return "".join(chr(i - 5 + ord("a")) if i > 4 else "?" for i in ids)
 
 
+def _masked(model: Model, rule: Any, **changes: Any) -> MaskedDiffusionSampler:
+    process = MaskProcess(
+        mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
+    )
+    changes = {"draw": TokenSampler()} | changes
+    return MaskedDiffusionSampler(
+        bind=model.bind, process=process, rule=rule, **changes
+    )
+
+
+def _causal(model: Model, **draw: Any) -> AutoregressiveSampler:
+    return AutoregressiveSampler(
+        bind=model.bind, bos_id=1, eos_id=3, draw=TokenSampler(**draw)
+    )
+
+
+Make = Callable[..., Callable[..., list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def make(make_model: Callable[..., Model], random_params: Callable[..., Any]) -> Make:
+    """Makes a function that writes, of a kind; keywords go to the Generator."""
+
+    def maker(kind: str, **options: Any) -> Callable[..., list[Any]]:
+        model = make_model(causal=kind == "autoregressive")
+        if kind == "autoregressive":
+            sampler: Any = _causal(model)
+        else:
+            sampler = _masked(model, Ancestral(steps=4))
+        generator = Generator(
+            sampler, Letters(), max_length=MAX_LENGTH, opening=[3], **options
+        )
+        params = random_params(model)
+
+        def run(prompts: Sequence[str], *, seed: int = 0, **asked: Any) -> list[Any]:
+            asked = {"num_samples": 1, "max_new_tokens": 6} | asked
+            return generator(params, jax.random.key(seed), prompts, **asked)
+
+        return run
+
+    return maker
+
+
 @pytest.fixture(scope="module", params=["autoregressive", "masked diffusion"])
-def generate(
-    request: pytest.FixtureRequest,
-    make_model: Callable[..., Model],
-    random_params: Callable[..., Any],
-) -> Callable[..., list[Any]]:
-    causal = request.param == "autoregressive"
-    model = make_model(causal=causal)
-    if causal:
-        sampler = AutoregressiveSampler(
-            bind=model.bind, bos_id=1, eos_id=3, draw=TokenSampler()
-        )
-    else:
-        process = MaskProcess(mask_id=2, schedule=CosineSchedule())
-        sampler = MaskedDiffusionSampler(
-            bind=model.bind, process=process, steps=4, draw=TokenSampler()
-        )
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
-    params = random_params(model)
-
-    def run(prompts: Sequence[str], *, seed: int = 0, **options: Any) -> list[Any]:
-        options = {"num_samples": 1, "max_new_tokens": 6} | options
-        return generator(params, jax.random.key(seed), prompts, **options)
-
-    return run
+def generate(request: pytest.FixtureRequest, make: Make) -> Callable[..., list[Any]]:
+    return make(request.param)
 
 
 def test_each_prompt_begins_as_many_texts_as_are_asked_for(
@@ -109,7 +132,9 @@ def test_a_prompt_that_fills_the_context_is_refused(
         assert told in str(error.value)
     with pytest.raises(ConfigError) as error:
         generate(["a" * 16], max_new_tokens=1)
-    assert error.value.remedy == "shorten the prompt"
+    assert error.value.remedy.startswith("shorten the prompt, or write window by")
+    with pytest.raises(ConfigError, match="nothing to fill"):
+        generate(["cat"], max_new_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,3 +200,146 @@ def test_the_opening_stands_before_the_prompt_and_is_not_told(
     assert canvas[0, : len(opening) + 3].tolist() == [*opening, *prompt]
     assert lengths.tolist() == [len(opening) + 3]
     assert sample.text.startswith("cab")
+
+
+def test_texts_longer_than_the_context_are_written_window_by_window(
+    make: Make,
+) -> None:
+    """Every window begins with the last tokens of what is written."""
+    for kind in ("autoregressive", "masked diffusion"):
+        run = make(kind, stride=5)
+        texts = run(["cat", "abcdefghijklmnopqrstuvwxyz"], max_new_tokens=20)
+        repeated = run(["cat", "abcdefghijklmnopqrstuvwxyz"], max_new_tokens=20)
+        assert texts == repeated
+        for sample in texts:
+            assert sample.text.startswith(sample.prompt)
+            assert len(sample.text) <= len(sample.prompt) + 20
+        many = run(["cat"], num_samples=16, max_new_tokens=30)
+        lengths = [len(sample.text) for sample in many]
+        assert max(lengths) > MAX_LENGTH
+        with pytest.raises(ConfigError, match="context of 16"):
+            make(kind)(["cat"], max_new_tokens=30)
+
+
+@pytest.mark.parametrize("stride", [-1, 16, 99])
+def test_a_window_that_begins_with_nothing_is_refused(stride: int, make: Make) -> None:
+    with pytest.raises(ConfigError, match="can't move by"):
+        make("autoregressive", stride=stride)
+
+
+def test_after_a_slide_the_cache_holds_what_the_whole_window_gives(
+    make_model: Callable[..., Model], random_params: Callable[..., Any]
+) -> None:
+    """Logits of the cached model against those without a cache, in every window.
+
+    Then greedy texts of 40 tokens against a loop without any cache.
+    """
+    model = make_model(causal=True, unpredictable=(0, 1, 2, 3, 4, 31))
+    params = random_params(model, seed=2)
+    stride, total = 6, 41
+
+    @jax.jit
+    def whole(params: Any, inputs_BL: Any) -> jax.Array:
+        bound = model.bind(params)
+        return bound.logits(bound(inputs_BL))
+
+    @jax.jit
+    def cached(params: Any, inputs_BL: Any) -> jax.Array:
+        """Reads what is kept at once, and the rest token by token."""
+        bound = model.bind(params)
+        cache = bound.empty_cache(*inputs_BL.shape)
+        kept = MAX_LENGTH - stride
+        places = np.arange(MAX_LENGTH)[None]
+        hidden, cache = bound.extend(inputs_BL[:, :kept], places[:, :kept], cache)
+        found = [hidden]
+        for i in range(kept, MAX_LENGTH):
+            part = slice(i, i + 1)
+            hidden, cache = bound.extend(inputs_BL[:, part], places[:, part], cache)
+            found.append(hidden)
+        return bound.logits(bound.finish(jnp.concatenate(found, axis=1)))
+
+    tokens = [3]
+    starts = [*range(0, total - MAX_LENGTH, stride), total - MAX_LENGTH]
+    for start in starts:
+        while len(tokens) < start + MAX_LENGTH:
+            window = np.full((1, MAX_LENGTH), 5, np.int32)
+            inputs = [1, *tokens[start:]]
+            window[0, : len(inputs)] = inputs
+            logits = np.asarray(whole(params, window))[0]
+            tokens.append(int(logits[len(inputs) - 1].argmax()))
+        window = np.array([[1, *tokens[start : start + MAX_LENGTH - 1]]], np.int32)
+        np.testing.assert_allclose(
+            cached(params, window)[..., 5:31],
+            whole(params, window)[..., 5:31],
+            atol=1e-4,
+        )
+    generator = Generator(
+        _causal(model, temperature=0.0),
+        Letters(),
+        max_length=MAX_LENGTH,
+        opening=[3],
+        stride=stride,
+    )
+    (sample,) = generator(
+        params, jax.random.key(0), [""], num_samples=1, max_new_tokens=total - 1
+    )
+    assert sample.text == Letters().decode(tokens[1:])
+    assert len(set(sample.text)) > 3, "a test of one letter"
+
+
+def test_gaps_of_a_prompt_are_filled_and_nothing_is_written_behind(make: Make) -> None:
+    run = make("masked diffusion")
+    prompts = ["ab[[3]]cd[[1]]e", "cat", "[[4]]xyz", "ab[[3]]cd[[1]]f"]
+    samples = run(prompts, num_samples=8)
+    assert [sample.prompt for sample in samples] == [
+        p for p in prompts for _ in "8" * 8
+    ]
+    for sample in samples[:8] + samples[24:]:
+        assert sample.text.startswith("ab") and sample.text[-1] == sample.prompt[-1]
+        # The end of a document in a gap is no text.
+        assert len(sample.text) <= 9 and "cd" in sample.text
+    for sample in samples[16:24]:
+        assert sample.text.endswith("xyz") and len(sample.text) <= 7
+    assert len({sample.text for sample in samples[:8]}) == 8
+    # A text does not depend on what it is written with.
+    assert run(prompts[:1], num_samples=8) == samples[:8]
+
+
+def test_gaps_that_cannot_be_filled_are_refused_before_any_work(make: Make) -> None:
+    with pytest.raises(ConfigError) as error:
+        make("autoregressive")(["a[[3]]b"])
+    assert "diffusion" in error.value.remedy
+    run = make("masked diffusion")
+    for prompt, told in [
+        ("a[[0]]b", "nothing to fill"),
+        ("a[[15]]b", "context of 16"),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            run(["cat", prompt])
+
+
+def test_states_show_the_masks_of_a_text_while_it_is_written(
+    make_model: Callable[..., Model], random_params: Callable[..., Any]
+) -> None:
+    model = make_model(causal=False, unpredictable=(0, 1, 2, 3, 4, 31))
+    generator = Generator(
+        _masked(model, FirstHitting()),
+        Letters(),
+        max_length=MAX_LENGTH,
+        opening=[3],
+        show_steps=3,
+    )
+    (sample,) = generator(
+        random_params(model),
+        jax.random.key(0),
+        ["cat[[8]]s"],
+        num_samples=1,
+        max_new_tokens=1,
+    )
+    assert [state.count("_") for state in sample.states] == [6, 4, 2]
+    for state in sample.states:
+        assert state.startswith("cat") and state.endswith("s") and len(state) == 12
+        assert all(
+            shown in ("_", written)
+            for shown, written in zip(state, sample.text, strict=True)
+        )

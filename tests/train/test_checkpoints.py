@@ -67,6 +67,7 @@ def _save(checkpoints: Checkpoints, state: TrainState, step: int = 3) -> None:
         progress=PROGRESS.to_json(),
         config={"seed": 7},
         tokenizer_model=b"\x00\xffmodel",
+        mask_id=3,
         corpus="corpus-1",
     )
     checkpoints.wait()

@@ -57,7 +57,7 @@ class CorpusTokenizer:
     ) -> Tokenizer:
         """Trains on the training documents, and keeps the result."""
         texts = (
-            cleaner.clean(piece.content, begins=piece.begins, ends=piece.ends)
+            piece.clean_prompt(cleaner) + piece.clean_text(cleaner)
             for piece, place in _placed(corpus.train, assignment)
             if place == TRAIN
         )
@@ -99,7 +99,9 @@ def check_tokenizer(tokenizer: Tokenizer, sources: Readers) -> None:
         if any(not isinstance(piece.content, str) for piece in first):
             check_match(tokenizer, [piece.content for piece in first], source)
         elif not tokenizer.lossless:
-            _warn_if_lossy(tokenizer, source, [piece.content for piece in first])
+            prompts = [piece.prompt.text for piece in first if piece.prompt]
+            texts = [piece.content for piece in first]
+            _warn_if_lossy(tokenizer, source, [*prompts, *texts])
 
 
 def _warn_if_lossy(tokenizer: Tokenizer, source: str, texts: Sequence[str]) -> None:

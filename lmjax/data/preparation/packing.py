@@ -6,7 +6,7 @@ does not fill a window is padded with weight 0.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,8 @@ class PackedWindows(NamedTuple):
     tokens: np.ndarray  # int32 [W, L]
     words: np.ndarray  # int32 [W, L]
     bytes: np.ndarray  # int32 [W, L]
-    context: np.ndarray  # int32 [W], leading tokens that an earlier window counts
+    context: np.ndarray  # int32 [W], leading tokens that are not counted here: those
+    # of a prompt, and those that an earlier window counts
 
 
 def join(
@@ -84,20 +85,52 @@ def join(
     return Encoded(tokens, words, num_bytes, np.diff(stops[last], prepend=0))
 
 
-def pack(documents: Encoded, rule: PackingRule, *, pad: int) -> Iterator[PackedWindows]:
+def prepend(encoded: Encoded, prompts: Sequence[np.ndarray]) -> Encoded:
+    """Puts prompts in front of pieces; they have no words and no bytes.
+
+    Args:
+      prompts: int32 [n] for each piece, of no token where there is none.
+    """
+    sizes = np.array([len(prompt) for prompt in prompts], np.int64)
+    at = np.repeat(np.cumsum(encoded.lengths) - encoded.lengths, sizes)
+    return Encoded(
+        np.insert(encoded.tokens, at, np.concatenate(prompts)),
+        np.insert(encoded.words, at, 0),
+        np.insert(encoded.bytes, at, 0),
+        encoded.lengths + sizes,
+    )
+
+
+def pack(
+    documents: Encoded,
+    rule: PackingRule,
+    *,
+    pad: int,
+    prompts: np.ndarray | None = None,
+) -> Iterator[PackedWindows]:
     """Yields windows of documents that already carry their EOS, some at a time.
 
     Many short documents in windows of their own are mostly padding, which never stands
     in memory all at once.
+
+    Args:
+      prompts: int64 [documents], leading tokens of each that never count, fewer than a
+        window has; for `Packing.DOCUMENTS`. None: there are none.
     """
+    if prompts is None:
+        prompts = np.zeros(len(documents.lengths), np.int64)
+    elif rule.kind is not Packing.DOCUMENTS:
+        raise ValueError(f"prompts need windows of one document, not {rule.kind}")
     stops = np.cumsum(documents.lengths)
     starts = stops - documents.lengths
     match rule.kind:
         case Packing.CONCATENATE:
             whole = np.array([len(documents.tokens)])
-            blocks = _spans(whole - whole, whole, dataclasses.replace(rule, stride=0))
+            start = whole - whole
+            rule = dataclasses.replace(rule, stride=0)
+            blocks = _spans(start, whole, start, rule)
         case Packing.DOCUMENTS:
-            blocks = _spans(starts, stops, rule)
+            blocks = _spans(starts, stops, prompts, rule)
         case Packing.BEST_FIT:
             blocks = _best_fit(starts, stops, rule.length)
     for index, context in blocks:
@@ -113,7 +146,7 @@ def pack(documents: Encoded, rule: PackingRule, *, pad: int) -> Iterator[PackedW
 
 
 def _spans(
-    starts: np.ndarray, stops: np.ndarray, rule: PackingRule
+    starts: np.ndarray, stops: np.ndarray, prompts: np.ndarray, rule: PackingRule
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tokens and context of windows that each hold a span, or a part of a long one."""
     stride = rule.stride or rule.length
@@ -122,7 +155,8 @@ def _spans(
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     first = np.repeat(starts, counts) + number * stride
     stop = np.repeat(stops, counts)
-    context = np.where(number > 0, rule.length - stride, 0).astype(np.int32)
+    prompt = np.repeat(prompts, counts)
+    context = np.where(number > 0, rule.length - stride, prompt).astype(np.int32)
     for at in range(0, len(first), _BLOCK):
         block = slice(at, at + _BLOCK)
         index = first[block, None] + np.arange(rule.length)

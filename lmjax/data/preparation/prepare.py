@@ -334,6 +334,7 @@ def _read_options(data: DataConfig, tokenizer: Tokenizer | None) -> ReadOptions:
         format=data.format,
         documents=data.documents,
         text_field=data.text_field,
+        prompt_field=data.prompt_field,
         token_dtype=data.token_dtype,
         replace_invalid_utf8=data.replace_invalid_utf8,
         ids=rules,

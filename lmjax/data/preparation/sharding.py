@@ -68,7 +68,7 @@ def plan_source(
     documents before it in its split; one larger than a shard goes on in the next.
     """
     # What a document costs beyond its text keeps shards of many short ones small.
-    sizes = np.concatenate([scan.sizes for scan in scans]) + DOCUMENT_BYTES
+    sizes = np.concatenate([scan.stored for scan in scans]) + DOCUMENT_BYTES
     counts = np.concatenate([scan.pieces for scan in scans])
     place = np.concatenate(places)
     before = np.zeros(len(sizes), np.int64)

@@ -17,9 +17,16 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
+from lmjax.core.errors import UserError
 from lmjax.core.files import replacing
 from lmjax.data.preparation.cleaning import Cleaner
-from lmjax.data.preparation.packing import PackingRule, RecordLayout, join, pack
+from lmjax.data.preparation.packing import (
+    PackingRule,
+    RecordLayout,
+    join,
+    pack,
+    prepend,
+)
 from lmjax.data.preparation.scanning import Piece
 from lmjax.data.reading.files import hash_file
 from lmjax.data.tokenization.encoding import Encoded, encode_texts, measure_ids
@@ -38,10 +45,10 @@ class Counts:
 
     Attributes:
       documents: those that end here.
-      words: whitespace words.
-      bytes: of text, as UTF-8.
+      words: whitespace words, prompts left out.
+      bytes: of text, as UTF-8, prompts left out.
       tokens: those that count in a loss: one end per document included, never BOS,
-        padding or repeated context.
+        padding, prompts or repeated context.
       windows: records.
     """
 
@@ -107,19 +114,23 @@ def write_shard(job: ShardJob) -> tuple[str, Shard]:
 
     Raises:
       OSError: the disk is full, or can't be written to.
+      UserError: a prompt is too long for a window.
     """
     recipe = job.recipe
+    special, bos = recipe.tokenizer.special, recipe.packing.bos
     encoded = encode_pieces(job.pieces, recipe)
+    begins = np.array([piece.begins for piece in job.pieces])
     ends = np.array([piece.ends for piece in job.pieces])
-    documents = join(
-        encoded,
-        np.array([piece.begins for piece in job.pieces]),
-        ends,
-        recipe.tokenizer.special,
-        bos=recipe.packing.bos,
-    )
-    special = recipe.tokenizer.special
-    windows = pack(documents, recipe.packing, pad=special.pad)
+    pieces, openings = encoded, None
+    if any(piece.prompt is not None for piece in job.pieces):
+        prompts = _encode_prompts(job.pieces, recipe)
+        pieces = prepend(encoded, prompts)
+        # What is in front of each text, by document.
+        sizes = np.array([len(prompt) for prompt in prompts])
+        first = np.append(True, ends[:-1])
+        openings = np.where(sizes > 0, sizes + bos, 0)[first]
+    documents = join(pieces, begins, ends, special, bos=bos)
+    windows = pack(documents, recipe.packing, pad=special.pad, prompts=openings)
     records = itertools.chain.from_iterable(map(recipe.layout.to_bytes, windows))
     file = job.folder / f"{job.name}.array_record"
     with replacing(file) as temporary:
@@ -132,7 +143,7 @@ def write_shard(job: ShardJob) -> tuple[str, Shard]:
                 documents=int(ends.sum()),
                 words=int(encoded.words.sum()),
                 bytes=int(encoded.bytes.sum()),
-                tokens=int((documents.tokens != special.bos).sum()),
+                tokens=int((encoded.tokens != special.bos).sum() + ends.sum()),
                 windows=num_windows,
             ),
         )
@@ -156,15 +167,40 @@ def _encode(batch: Sequence[Piece], recipe: Recipe) -> Encoded:
     if not isinstance(batch[0].content, str):
         ids = [piece.content for piece in batch]
         return measure_ids(recipe.tokenizer, ids, inside)
-    clean = recipe.cleaner.clean
-    texts = [clean(p.content, begins=p.begins, ends=p.ends) for p in batch]
+    texts = [piece.clean_text(recipe.cleaner) for piece in batch]
     return encode_texts(recipe.tokenizer, texts, inside)
+
+
+def _encode_prompts(pieces: Sequence[Piece], recipe: Recipe) -> list[np.ndarray]:
+    """The prompt of each piece, int32 [n]; by themselves, so that an answer is encoded
+    as it is whatever its prompt.
+
+    Raises:
+      UserError: no window holds a prompt and a token of its answer.
+    """
+    prompts: list[np.ndarray] = []
+    for batch in _batches(pieces):
+        texts = [piece.clean_prompt(recipe.cleaner) for piece in batch]
+        prompts += recipe.tokenizer.encode_ids(texts)
+    length = recipe.packing.length
+    needed = np.array([len(prompt) for prompt in prompts]) + recipe.packing.bos + 1
+    too_long = np.flatnonzero(needed > length)
+    if len(too_long):
+        first = too_long[0]
+        raise UserError(
+            f"A prompt of {len(prompts[first])} tokens leaves no room for its answer "
+            f"in a window of {length}.",
+            where=pieces[first].prompt.where,
+            remedy="shorten it, take the record out, or set data.sequence_length to "
+            f"{needed.max()} or more, which the longest prompt of this shard needs.",
+        )
+    return prompts
 
 
 def _batches(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
     start = size = 0
     for stop, piece in enumerate(pieces, start=1):
-        size += len(piece.content)
+        size += len(piece.content) + len(piece.prompt.text if piece.prompt else "")
         if size >= _BATCH_CHARACTERS:
             yield pieces[start:stop]
             start, size = stop, 0

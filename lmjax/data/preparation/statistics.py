@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python import array_record_module
 
 from lmjax.core.extras import require
-from lmjax.data.preparation.manifest import Prepared, Split
+from lmjax.data.preparation.manifest import Prepared, Split, damaged
+from lmjax.data.preparation.packing import RecordLayout
 from lmjax.data.preparation.scanning import Scan
 from lmjax.data.preparation.shards import Counts
 from lmjax.data.preparation.splits import RULES, SPLITS, Assignment, repeats, rule_place
@@ -28,7 +30,8 @@ def gather(
       "train", "valid": by source: counts; "unique_words", those of distinct documents;
         "duplicates", documents whose text came before; "lengths", whitespace words per
         document, "histogram" of them in powers of two (entry i counts documents of
-        2**(i-1) to 2**i - 1 words, entry 0 those of none).
+        2**(i-1) to 2**i - 1 words, entry 0 those of none); where documents have
+        prompts, "prompt_words", which no other figure counts.
       "removed", "rewritten": by split the source was given for, source and rule;
         "removed" with documents and words.
       "shared": share of the validation documents, and of their words, whose text is
@@ -45,12 +48,17 @@ def gather(
             places = np.concatenate(assignment.places[given][source])
             hashes = np.concatenate([scan.hashes for scan in files])
             words = np.concatenate([scan.words for scan in files])
+            prompt_words = np.concatenate([scan.prompt_words for scan in files])
             for place, split in SPLITS.items():
                 chosen = places == place
                 if chosen.any():
                     figures[split][source] = _source(
                         counts[split, source], hashes[chosen], words[chosen]
                     )
+                    if len(prompt_words):
+                        figures[split][source]["prompt_words"] = int(
+                            prompt_words[chosen].sum()
+                        )
             removed = {
                 rule: {
                     "documents": int((places == rule_place(rule)).sum()),
@@ -92,6 +100,42 @@ def _source(counts: Counts, hashes: np.ndarray, words: np.ndarray) -> dict[str, 
             "histogram": histogram.tolist(),
         },
     }
+
+
+def token_counts(prepared: Prepared) -> np.ndarray:
+    """How often each id stands in the training text, int64 [vocab_size].
+
+    What has no weight in a batch is left out: padding, BOS, prompts, and what an
+    earlier window counts.
+
+    Raises:
+      UserError: a shard can't be read.
+    """
+    special, layout = prepared.tokenizer.special, prepared.layout
+    counts = np.zeros(prepared.tokenizer.vocab_size, np.int64)
+    for records in prepared.train.records:
+        for shard in records.shards:
+            tokens, context = _read_tokens(prepared.folder / shard.file, layout)
+            counts += np.bincount(tokens.reshape(-1), minlength=len(counts))
+            some = context > 0
+            uncounted = np.arange(layout.length) < context[some, None]
+            counts -= np.bincount(tokens[some][uncounted], minlength=len(counts))
+    counts[[special.pad, special.bos]] = 0
+    return counts
+
+
+def _read_tokens(file: Path, layout: RecordLayout) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [windows, length] and context [windows] of a shard."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(file))
+        data = b"".join(reader.read_all())
+        reader.close()
+        windows = layout.from_bytes(
+            np.frombuffer(data, np.uint8).reshape(-1, layout.size)
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise damaged(file.parent, f"the shard {file.name}: {error}") from error
+    return windows.tokens, windows.context
 
 
 def _ratio(a: int, b: int) -> float:
@@ -152,6 +196,11 @@ def table(prepared: Prepared) -> str:
                 else:
                     number = f"{number:,} documents"
                 lines.append(f"{what} by {rule} from {source}: {number}")
+    for split in ("train", "valid"):
+        for source, values in prepared.statistics[split].items():
+            if "prompt_words" in values:
+                number = f"{values['prompt_words']:,} words, not counted above"
+                lines.append(f"prompts of {source} ({split}): {number}")
     shared = prepared.statistics["shared"]
     lines.append(
         f"of the validation documents, {shared['documents']:.2%} (of their words, "

@@ -12,6 +12,19 @@ MAX_PIECE_BYTES = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """Text that stands before a document: it is read as context, and never learned.
+
+    Attributes:
+      text: verbatim; may be empty.
+      where: file and line or row of the record, for errors.
+    """
+
+    text: str
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """A document, or a piece of a very long one.
 
@@ -20,10 +33,12 @@ class Document:
         that comes as ids: without BOS and EOS at its ends.
       continues: whether the next one is a further piece of the same document. The
         pieces joined are the document.
+      prompt: of a record that has one, with its first piece.
     """
 
     content: str | np.ndarray
     continues: bool = False
+    prompt: Prompt | None = None
 
 
 class Reader(Protocol):

@@ -75,6 +75,7 @@ class ReadOptions:
     format: DataFormat = DataFormat.AUTO
     documents: DocumentUnit = DocumentUnit.AUTO
     text_field: str = "text"
+    prompt_field: str = ""
     token_dtype: TokenDtype = TokenDtype.AUTO
     replace_invalid_utf8: bool = False
     ids: IdRules | None = None
@@ -91,6 +92,13 @@ def open_reader(path: Path, options: ReadOptions) -> Reader:
     kind = options.format
     if kind is DataFormat.AUTO:
         kind = _recognise(path, sample)
+    records = (DataFormat.JSON_LINES, DataFormat.PARQUET)
+    if options.prompt_field and sample and kind not in records:
+        raise UserError(
+            f"The file is read as {kind.value}, which has no field of prompts.",
+            where=str(path),
+            remedy="give JSON Lines or Parquet, or leave data.prompt_field empty.",
+        )
     match kind:
         case DataFormat.TEXT:
             unit = options.documents
@@ -99,11 +107,17 @@ def open_reader(path: Path, options: ReadOptions) -> Reader:
             return TextReader(path, unit, options.replace_invalid_utf8)
         case DataFormat.JSON_LINES:
             return JSONLinesReader(
-                path, options.text_field, options.replace_invalid_utf8
+                path,
+                options.text_field,
+                options.replace_invalid_utf8,
+                options.prompt_field,
             )
         case DataFormat.PARQUET:
             return ParquetReader.open(
-                path, options.text_field, options.replace_invalid_utf8
+                path,
+                options.text_field,
+                options.replace_invalid_utf8,
+                options.prompt_field,
             )
         case DataFormat.TORCH:
             _refuse_pickles(path, sample)

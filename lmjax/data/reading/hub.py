@@ -19,7 +19,11 @@ from absl import logging
 from lmjax.core.errors import UserError
 from lmjax.core.extras import require
 from lmjax.core.files import replacing
-from lmjax.data.reading.record_readers import DATASET_COLUMN, DATASET_KEY
+from lmjax.data.reading.record_readers import (
+    DATASET_COLUMN,
+    DATASET_KEY,
+    DATASET_PROMPT_COLUMN,
+)
 from lmjax.data.reading.sources import DATASET_SCHEME
 
 REVISION_KEY = b"lmjax.revision"  # in the metadata: the commit that was fetched
@@ -52,6 +56,7 @@ class DatasetSpec:
     config: str = ""
     split: str = "train"
     column: str = "text"
+    prompt: str = ""  # column of prompts; empty if they are not fetched
 
     @classmethod
     def parse(cls, spec: str) -> "DatasetSpec":
@@ -76,27 +81,39 @@ class DatasetSpec:
             f"options are {', '.join(known)}.",
         )
 
+    def describe(self) -> dict[str, str]:
+        described = dataclasses.asdict(self)
+        if not self.prompt:
+            del described["prompt"]
+        return described
+
     @property
     def file_name(self) -> str:
-        key = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        key = json.dumps(self.describe(), sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '--', self.name)}-{digest}.parquet"
 
 
-def fetch_dataset(spec: str, cache_dir: Path) -> Path:
+def fetch_dataset(spec: str, cache_dir: Path, prompt_field: str = "") -> Path:
     """Returns a Parquet file with the text of a dataset, fetched if it is not there.
 
-    Its only column is named "text", whatever it was called on the hub; the metadata
-    hold the spec and, where the hub tells, the commit.
+    Its only column is named "text", whatever it was called on the hub, and there is
+    one more if prompts are wanted, "prompt"; the metadata hold the spec and, where the
+    hub tells, the commit.
 
     Args:
       spec: such as "hf://roneneldan/TinyStories?split=train"; see DatasetSpec.
       cache_dir: the file stands in its folder `datasets`.
+      prompt_field: column of prompts, where the spec names no other; empty if none are
+        wanted.
 
     Raises:
       UserError: the dataset is not known, can't be reached, or can't be written.
     """
     parsed = DatasetSpec.parse(spec)
+    if parsed.prompt and not prompt_field:
+        raise _wrong(parsed, "Prompts are named, but data.prompt_field is empty.")
+    parsed = dataclasses.replace(parsed, prompt=parsed.prompt or prompt_field)
     file = Path(cache_dir).expanduser() / "datasets" / parsed.file_name
     if file.exists():
         return file
@@ -141,51 +158,60 @@ def _write(file: Path, spec: DatasetSpec) -> int:
         commit = _resolve(spec)
         pinned = dataclasses.replace(spec, revision=commit or spec.revision)
         batches = _batches(pinned)
-    metadata = {DATASET_KEY: json.dumps(dataclasses.asdict(spec)).encode()}
+    metadata = {DATASET_KEY: json.dumps(spec.describe()).encode()}
     if commit:
         metadata[REVISION_KEY] = commit.encode()
+    names = [DATASET_COLUMN] + [DATASET_PROMPT_COLUMN] * bool(spec.prompt)
     schema = pyarrow.schema(
-        [(DATASET_COLUMN, pyarrow.large_string())], metadata=metadata
+        [(name, pyarrow.large_string()) for name in names], metadata=metadata
     )
     rows = 0
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         while True:
             with _explained(spec):
-                texts = next(batches, None)
-            if texts is None:
+                columns = next(batches, None)
+            if columns is None:
                 return rows
-            try:
-                table = pyarrow.table([pyarrow.array(texts, schema.types[0])], schema)
-            except (TypeError, ValueError) as error:
-                raise _wrong(
-                    spec, f"The column {spec.column!r} does not hold text: {error}."
-                ) from error
-            writer.write_table(table)
-            rows += len(texts)
+            arrays = []
+            for name, texts in zip(_columns(spec), columns, strict=True):
+                try:
+                    arrays.append(pyarrow.array(texts, schema.types[0]))
+                except (TypeError, ValueError) as error:
+                    raise _wrong(
+                        spec, f"The column {name!r} does not hold text: {error}."
+                    ) from error
+            writer.write_table(pyarrow.table(arrays, schema))
+            rows += len(columns[0])
             logging.log_every_n_seconds(
                 logging.INFO, "%s: %s rows", _SECONDS_PER_LOG, spec.name, f"{rows:,}"
             )
 
 
-def _batches(spec: DatasetSpec) -> Iterator[list[str | None]]:
-    """Yields the texts, some at a time."""
+def _columns(spec: DatasetSpec) -> list[str]:
+    """What is fetched, by its name on the hub: the text and, if wanted, the prompt."""
+    return [spec.column] + [spec.prompt] * bool(spec.prompt)
+
+
+def _batches(spec: DatasetSpec) -> Iterator[list[list[str | None]]]:
+    """Yields the texts of each column, some rows at a time."""
     dataset = _load(spec)
-    columns = dataset.column_names
-    if columns is not None:  # None: to be seen in the rows
-        _check_column(spec, columns)
-        dataset = dataset.select_columns([spec.column])
+    known = dataset.column_names
+    if known is not None:  # None: to be seen in the rows
+        _check_columns(spec, known)
+        dataset = dataset.select_columns(_columns(spec))
     for batch in dataset.iter(batch_size=_BATCH_ROWS):
-        _check_column(spec, list(batch))
-        yield batch[spec.column]
+        _check_columns(spec, list(batch))
+        yield [batch[name] for name in _columns(spec)]
 
 
-def _check_column(spec: DatasetSpec, columns: list[str]) -> None:
-    if spec.column not in columns:
-        raise _wrong(
-            spec,
-            f"There is no column {spec.column!r}; there are "
-            f"{', '.join(map(repr, columns))}.",
-        )
+def _check_columns(spec: DatasetSpec, known: list[str]) -> None:
+    for name in _columns(spec):
+        if name not in known:
+            raise _wrong(
+                spec,
+                f"There is no column {name!r}; there are "
+                f"{', '.join(map(repr, known))}.",
+            )
 
 
 def _load(spec: DatasetSpec) -> Any:
@@ -230,7 +256,7 @@ def _explained(spec: DatasetSpec) -> Iterator[None]:
 
 
 def _wrong(spec: DatasetSpec, what: str) -> UserError:
-    options = {k: v for k, v in dataclasses.asdict(spec).items() if k != "name"}
+    options = {k: v for k, v in spec.describe().items() if k != "name"}
     return UserError(
         what,
         where=f"the dataset {spec.name!r} on the Hugging Face hub, "

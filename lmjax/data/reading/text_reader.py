@@ -14,7 +14,7 @@ from typing import AnyStr
 from lmjax.config.schema import DocumentUnit
 from lmjax.core.errors import UserError
 from lmjax.data.reading import documents
-from lmjax.data.reading.documents import Document
+from lmjax.data.reading.documents import Document, Prompt
 from lmjax.data.reading.files import open_bytes
 
 MAX_PASSAGE_BYTES = 32 * 1024
@@ -149,15 +149,18 @@ def choose_unit(sample: str) -> DocumentUnit:
     return DocumentUnit.BLOCK
 
 
-def in_pieces(text: str) -> Iterator[Document]:
+def in_pieces(text: str, prompt: Prompt | None = None) -> Iterator[Document]:
     """Yields a text as one document, or in the pieces of a long one.
 
     They end behind a line end, else in front of a space, else between two characters.
+
+    Args:
+      prompt: of the document; stands in front of the first piece.
     """
     while piece := _first_piece(text):
-        yield Document(piece, continues=True)
-        text = text[len(piece) :]
-    yield Document(text)
+        yield Document(piece, continues=True, prompt=prompt)
+        text, prompt = text[len(piece) :], None
+    yield Document(text, prompt=prompt)
 
 
 def trim_blank_lines(text: str) -> str:

@@ -13,6 +13,7 @@ from lmjax.data.preparation.packing import (
     RecordLayout,
     join,
     pack,
+    prepend,
 )
 from lmjax.data.tokenization.encoding import Encoded
 from lmjax.data.tokenization.tokenizers import SpecialIds
@@ -109,6 +110,42 @@ def test_a_stride_repeats_tokens_as_context_and_counts_them_once():
     assert windows.context.tolist() == [0, 1]
     assert windows.words.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
     assert windows.bytes.tolist() == [[1, 2, 3, 4], [0, 0, 1, 0]]
+
+
+def test_prompts_stand_before_their_pieces_without_words_and_bytes():
+    pieces = _encoded([[11], [13, 15], [17], [19]])
+    prompts = [np.array(p, np.int32) for p in ([91, 93], [], [95], [])]
+    joined = prepend(pieces, prompts)
+    assert joined.tokens.tolist() == [91, 93, 11, 13, 15, 95, 17, 19]
+    assert joined.words.tolist() == [0, 0, 1, 1, 1, 0, 1, 1]
+    assert joined.bytes.tolist() == [0, 0, 1, 3, 0, 0, 2, 4]
+    assert joined.lengths.tolist() == [3, 2, 2, 1]
+    assert joined.tokens.dtype == np.int32 and joined.lengths.dtype == np.int64
+    unchanged = prepend(pieces, [np.zeros(0, np.int32)] * 4)
+    assert all(map(np.array_equal, unchanged, pieces))
+
+
+@REPEATABLE
+@given(DOCUMENTS, st.data())
+def test_what_is_behind_a_prompt_is_counted_once(documents, data):
+    length = data.draw(st.integers(2, 9))
+    stride = data.draw(st.integers(0, length))
+    sizes = [data.draw(st.integers(0, min(length - 1, len(d)))) for d in documents]
+    rule = PackingRule(kind=Packing.DOCUMENTS, length=length, stride=stride)
+    blocks = pack(_joined(documents), rule, pad=PAD, prompts=np.array(sizes))
+    windows = PackedWindows(*map(np.concatenate, zip(*blocks, strict=True)))
+    counted = np.arange(length) >= windows.context[:, None]
+    found = windows.tokens[counted & (windows.tokens != PAD)].tolist()
+    expected = [d[n:] + [EOS] for d, n in zip(documents, sizes, strict=True)]
+    assert found == [token for document in expected for token in document]
+    assert windows.words.sum() == sum(t % 2 for d in expected for t in d if t != EOS)
+
+
+@pytest.mark.parametrize("kind", [Packing.CONCATENATE, Packing.BEST_FIT])
+def test_prompts_need_windows_of_one_document(kind):
+    rule = PackingRule(kind=kind, length=4)
+    with pytest.raises(ValueError, match="windows of one document"):
+        next(pack(_joined([[11]]), rule, pad=PAD, prompts=np.array([1])))
 
 
 def test_best_fit_puts_whole_documents_side_by_side():

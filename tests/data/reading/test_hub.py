@@ -85,6 +85,54 @@ def test_a_dataset_is_fetched_once(tmp_path, online, monkeypatch, known):
     assert _leftovers(tmp_path) == [file.name]
 
 
+def _with_prompts(*pairs):
+    return [{"n": 1, "ask": ask, "body": body} for ask, body in pairs]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("named", ["&prompt=ask", ""])
+def test_prompts_are_fetched_beside_the_text(tmp_path, online, known, named):
+    rows = _with_prompts(("a?", "b"), ("c? ", "d"))
+    online.answers = [FakeDataset(rows, known=known)]
+    field = "prompt" if named else "ask"  # what the spec names goes before it
+    file = hub.fetch_dataset(SPEC + named, tmp_path, field)
+    assert parquet.read_schema(file).names == ["text", "prompt"]
+    reader = open_reader(file, ReadOptions(text_field="x", prompt_field=field))
+    found = [(d.prompt.text, d.content) for d in reader.read()]
+    assert found == [("a?", "b"), ("c? ", "d")]
+    assert hub.fetch_dataset(SPEC + named, tmp_path, field) == file
+    assert len(online.asked) == 1
+
+
+def test_prompts_make_another_file_and_leave_others_as_they_were(tmp_path, online):
+    online.answers = [
+        FakeDataset(_with_prompts(("a?", "b"))),
+        FakeDataset(_rows("b")),
+    ]
+    with_prompts = hub.fetch_dataset(SPEC, tmp_path, "ask")
+    plain = hub.fetch_dataset(SPEC, tmp_path)
+    assert with_prompts != plain
+    metadata = parquet.read_schema(plain).metadata
+    assert b"prompt" not in metadata[hub.DATASET_KEY]
+    # The name is part of what caches are found by.
+    assert plain.name == "owner--name-ec968c96fec954ac.parquet"
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "what"),
+    [
+        (SPEC, "asked", "no column 'asked'; there are 'n', 'ask', 'body'"),
+        (SPEC + "&prompt=n", "prompt", "column 'n' does not hold text"),
+        (SPEC + "&prompt=ask", "", "data.prompt_field is empty"),
+    ],
+)
+def test_wrong_prompts_are_explained(tmp_path, online, spec, field, what):
+    online.answers = [FakeDataset(_with_prompts(("a?", "b")))]
+    with pytest.raises(UserError, match=what):
+        hub.fetch_dataset(spec, tmp_path, field)
+    assert _leftovers(tmp_path) == []
+
+
 def test_another_spec_is_another_file(tmp_path, online):
     specs = [SPEC, SPEC + "&split=test", SPEC + "&revision=x", SPEC + "&config=x"]
     online.answers = [FakeDataset(_rows(spec)) for spec in specs]

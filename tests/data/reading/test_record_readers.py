@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.core.errors import UserError
 from lmjax.data.reading import documents, record_readers
-from lmjax.data.reading.documents import Document
+from lmjax.data.reading.documents import Document, Prompt
 from lmjax.data.reading.formats import ReadOptions, open_reader
 from lmjax.data.reading.record_readers import (
     DATASET_KEY,
@@ -98,6 +98,39 @@ def test_invalid_utf8_is_located_or_replaced(tmp_path):
 def test_an_endless_line_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(record_readers, "_MAX_LINE_BYTES", 20)
     assert "too long" in _error(tmp_path / "x", '{"text": "aaaaaaaaaaaa"}').what
+
+
+def test_prompts_are_read_as_they_are(tmp_path):
+    lines = [
+        json.dumps({"q": " \n why?\n", "text": "\n because\n\n"}),
+        "",
+        json.dumps({"text": "b", "q": ""}),
+    ]
+    where = f"{tmp_path / 'x'}, line"
+    assert _lines(tmp_path / "x", *lines, prompt_field="q") == [
+        Document("\n because\n\n", prompt=Prompt(" \n why?\n", f"{where} 1")),
+        Document("b", prompt=Prompt("", f"{where} 3")),
+    ]
+
+
+def test_only_the_first_piece_has_the_prompt(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_PIECE_BYTES", 8)
+    line = '{"text": "line 1\\nline 2\\nx", "q": "longer than a piece"}'
+    assert _lines(tmp_path / "x", line, prompt_field="q") == [
+        Document(
+            "line 1\n", True, Prompt("longer than a piece", f"{tmp_path / 'x'}, line 1")
+        ),
+        Document("line 2\nx"),
+    ]
+
+
+def test_prompts_are_described(tmp_path):
+    reader = JSONLinesReader(tmp_path / "x", "body", prompt_field="q")
+    assert reader.describe() == {
+        "format": "json_lines",
+        "text_field": "body",
+        "prompt_field": "q",
+    }
 
 
 def test_the_decision_is_described(tmp_path):
