@@ -106,6 +106,35 @@ def test_each_seed_starts_elsewhere_and_none_is_preferred() -> None:
     assert np.mean(found) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 100))
 
 
+def test_the_noise_of_mask_sizes_shrinks_nearly_as_one_over_the_number_of_windows() -> (
+    None
+):
+    """Bug 12: stratified over all windows; eight times as many, a fifth and less."""
+    mesh = build_mesh(ParallelConfig(), jax.devices()[:1])
+    scorer = Scorer(lambda params: params, Position(), mesh)
+    ones = dataclasses.replace(BATCHES[0], weights=np.ones((8, 12), np.float32))
+
+    def spread(num_batches: int) -> float:
+        found = [
+            scorer.evaluate(None, [ones] * num_batches, draws=1, seed=seed)[-1]
+            for seed in range(1, 41)
+        ]
+        return float(np.std([each.nll_per_token for each in found]))
+
+    few, many = spread(1), spread(8)
+    assert few < 0.3 * math.sqrt(1 / 12 / 8)  # independent sizes would have this
+    assert many < few / 5
+
+
+def test_two_seeds_agree_within_three_errors(diffusion: tuple[Scorer, Any]) -> None:
+    scorer, params = diffusion
+    one, two = (
+        scorer.evaluate(params, BATCHES, draws=16, seed=seed)[-1] for seed in (1, 2)
+    )
+    error = math.hypot(one.monte_carlo_error, two.monte_carlo_error)
+    assert 0 < abs(one.nll_per_token - two.nll_per_token) < 3 * error
+
+
 def test_more_draws_leave_a_smaller_error(diffusion: tuple[Scorer, Any]) -> None:
     scorer, params = diffusion
 

@@ -51,6 +51,20 @@ class TimedTable(TableModel):
         return hidden * (0.5 + jnp.exp(-sigma_B))[:, None, None]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FixedModel:
+    """The same logits [V] whatever it sees."""
+
+    fixed: jax.Array
+
+    def __call__(self, tokens_BL: jax.Array, **_: object) -> jax.Array:
+        return jnp.zeros((*tokens_BL.shape, 1))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(self.fixed, (*hidden.shape[:-1], len(self.fixed)))
+
+
 def logits_at(table: np.ndarray, state: State, rate: float) -> np.ndarray:
     """Logits of a `TimedTable`, float64 [L, V or V + 1]."""
     return table[row(np.array(state))].astype(np.float64) * (1.5 - rate)
@@ -207,9 +221,9 @@ def remask(
 
 
 def remask_by_confidence(
-    table: np.ndarray, rate: Callable, steps: int, given: dict
+    table: np.ndarray, rate: Callable, steps: int, given: dict, sign: float = -1.0
 ) -> list[Kernel]:
-    """States hold (token, probability when it was revealed)."""
+    """States hold (token, probability when it was revealed); sigma ~ exp(sign p)."""
 
     def kernel(m_t: float, m_s: float) -> Kernel:
         most = min(1.0, m_s / (1 - m_t)) if m_t < 1 else 1.0
@@ -217,7 +231,7 @@ def remask_by_confidence(
         def ways_of(state: State) -> list[Ways]:
             p = softmax(logits_at(table, tuple(token for token, _ in state), m_t))
             shown = [i for i in range(L) if i not in given and state[i][0] != MASK]
-            total = sum(math.exp(-state[i][1]) for i in shown)
+            total = sum(math.exp(sign * state[i][1]) for i in shown)
             mean = most / len(shown) if shown else 0.0
             reveal = (m_t - m_s + mean * (1 - m_t)) / m_t
             ways: list[Ways] = []
@@ -228,7 +242,7 @@ def remask_by_confidence(
                     drawn = [((v, p[i, v]), reveal * p[i, v]) for v in range(V)]
                     ways.append([((MASK, 1.0), 1 - reveal), *drawn])
                 else:
-                    sigma = most * math.exp(-sure) / total
+                    sigma = most * math.exp(sign * sure) / total
                     kept = ((token, sure), 1 - sigma)
                     ways.append([kept, ((MASK, 1.0), sigma)])
             return ways

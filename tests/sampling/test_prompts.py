@@ -289,10 +289,10 @@ def test_after_a_slide_the_cache_holds_what_the_whole_window_gives(
 
 def test_gaps_of_a_prompt_are_filled_and_nothing_is_written_behind(make: Make) -> None:
     run = make("masked diffusion")
-    prompts = ["ab[[3]]cd[[1]]e", "cat", "[[4]]xyz", "ab[[3]]cd[[1]]f"]
+    prompts = ["ab[[3]]cd[[1]]e", "catcat", "[[4]]xyz", "ab[[3]]cd[[1]]f"]
     samples = run(prompts, num_samples=8)
     assert [sample.prompt for sample in samples] == [
-        p for p in prompts for _ in "8" * 8
+        p for p in prompts for _ in range(8)
     ]
     for sample in samples[:8] + samples[24:]:
         assert sample.text.startswith("ab") and sample.text[-1] == sample.prompt[-1]

@@ -228,32 +228,20 @@ def test_remasking_has_its_law(
 
 
 def test_remasking_by_confidence_has_its_law(table: np.ndarray) -> None:
-    def others(given: dict[int, int]) -> list[laws.Kernel]:
-        """Equal chances for all tokens, however sure."""
-        rates = [0, 1 / 3, 2 / 3, 1]
-        kernels = laws.remask_by_confidence(0 * table, RATES["linear"], 3, given)
-        plain = laws.remask(table, rates, [0.0] * 3, given)
-        del kernels
-        return [_tagged(kernel) for kernel in plain]
+    """And not the one in which it is the sure tokens that are masked again."""
+
+    def kernels(given: dict[int, int], sign: float = -1.0) -> list[laws.Kernel]:
+        rate = RATES["linear"]
+        return laws.remask_by_confidence(2 * table, rate, 3, given, sign)
 
     _agree(
         Remask(kind=Remasking.CONFIDENCE, strength=1.0, steps=3),
         "linear",
-        table,
-        lambda given: laws.remask_by_confidence(table, RATES["linear"], 3, given),
-        others,
+        2 * table,
+        kernels,
+        lambda given: kernels(given, 1.0),
         strip=True,
     )
-
-
-def _tagged(kernel: laws.Kernel) -> laws.Kernel:
-    """A kernel of tokens as one of (token, 1)."""
-
-    def tagged(state: laws.State) -> Any:
-        for target, chance in kernel(tuple(token for token, _ in state)):
-            yield tuple((token, 1.0) for token in target), chance
-
-    return tagged
 
 
 # (steps, block_length): blocks and how many each call keeps, from scratch and where
@@ -294,10 +282,6 @@ def test_first_hitting_has_the_law_of_continuous_time(table: np.ndarray) -> None
     found = run(table, jax.random.key(0), canvas, canvas < 0)
     assert found.calls == L
     assert laws.p_value(found.tokens_BL, law) > SIGNIFICANCE
-    steps = laws.run(
-        laws.start_law({}), laws.ancestral(table, lambda t: t * 0 + (t > 0), 1)
-    )
-    assert set(steps) == set(law)
     first, second = np.asarray(found.states_SBL) != MASK
     orders = np.stack([first.argmax(1), (second & ~first).argmax(1)], axis=1)
     assert (first.sum(1) == 1).all() and (second.sum(1) == 2).all()
