@@ -8,8 +8,8 @@ EDLM-BabyLM, whose three sizes these are. The text is looked for in data/babylm.
     python -m lmjax.main --config configs/babylm.py:sample     no text needed, on a CPU
 
 Variants, in any order: diffusion, uniform or ar; nano, tiny, small or medium; sample,
-which is half of nano on the built-in corpus unless a size is named. What they set stands
-in lmjax/config/presets.py.
+which is half of nano on the built-in corpus unless a size is named. What they set
+stands in lmjax/config/presets.py.
 """
 
 from lmjax.config import presets

@@ -122,7 +122,7 @@ def test_the_noise_of_mask_sizes_shrinks_nearly_as_one_over_the_number_of_window
         return float(np.std([each.nll_per_token for each in found]))
 
     few, many = spread(1), spread(8)
-    assert few < 0.3 * math.sqrt(1 / 12 / 8)  # independent sizes would have this
+    assert few < 0.5 * math.sqrt(1 / 12 / 8)  # independent sizes would have this
     assert many < few / 5
 
 
