@@ -105,7 +105,7 @@ def build_objective(
         process=process,
         parameterization=parameterization,
         training=_training_masks(section, length, token_counts),
-        evaluation=_evaluation_masks(config.evaluate),
+        evaluation=_evaluation_masks(config.evaluate, section.steps),
         chunk_tokens=chunk_tokens,
     )
 
@@ -262,9 +262,12 @@ def _training_masks(
     )
 
 
-def _evaluation_masks(config: EvaluateConfig) -> DrawMasks:
+def _evaluation_masks(config: EvaluateConfig, steps: int) -> DrawMasks:
+    """What AUTO means follows from `steps`, T of the objective."""
     match config.estimator:
-        case Estimator.AUTO | Estimator.COUNT:
+        case Estimator.AUTO:
+            return DiscreteMasks(steps) if steps else CountMasks()
+        case Estimator.COUNT:
             return CountMasks()
         case Estimator.CONTINUOUS:
             return ContinuousMasks(stratified=True)

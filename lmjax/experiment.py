@@ -274,7 +274,7 @@ def build_generator(
     """Writes texts with the sampler that goes with the objective."""
     special = system.tokenizer.special
     opening, first = document_opening(data, special), special.bos
-    if data.document_mask:
+    if data.document_mask and data.packing is not Packing.DOCUMENTS:
         # Then a document sees nothing of the one before: not its end, but for a causal
         # model, which reads that as the document's first input.
         opening, first = opening[1:], special.eos

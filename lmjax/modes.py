@@ -79,10 +79,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
     run = experiment.build_run(config, system, prepared)
     if run.intervals.generate:
-        # Now rather than when the first text is written.
-        _generator(config, system).check(
-            config.generate.prompts, config.generate.max_new_tokens
-        )
+        _check_prompts(config, system)
     with (
         RunFolder.open(workdir, config, prepared) as folder,
         StopSignal() as stop,
@@ -107,14 +104,17 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
     with RunFolder.open(workdir, config, prepared, read_only=True) as folder:
         state, progress = folder.restore(run.state_maker.abstract())
         scorer = Scorer(system.model.bind, system.objective, system.mesh)
+        if judge is not None:
+            _check_prompts(config, system)
         summary = report.make(config, prepared, system, scorer, state, progress)
         print(report.table(summary))
+        print(f"written: {report.write(summary, workdir)}")
         if judge is not None:
             found = _judge_samples(config, system, state.evaluation_params, judge)
             summary["figures"] += [figure.to_json() for figure in found.figures()]
             summary["generated"] = found.to_json()
             print(f"\n{figures.table(found.figures())}")
-        print(f"written: {report.write(summary, workdir)}")
+            report.write(summary, workdir)
         if config.evaluate.json:
             file = pathlib.Path(config.evaluate.json).expanduser()
             print(f"figures: {report.write_json(summary['figures'], file)}")
@@ -314,6 +314,13 @@ def _hooks(
 def _generator(config: Config, system: System) -> Generator:
     return experiment.build_generator(
         config.generate, config.data, system, max_length=config.model.max_length
+    )
+
+
+def _check_prompts(config: Config, system: System) -> None:
+    """Says now, rather than when the first text is written, what is wrong with one."""
+    _generator(config, system).check(
+        config.generate.prompts, config.generate.max_new_tokens
     )
 
 

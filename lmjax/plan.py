@@ -12,8 +12,10 @@ from lmjax.config.schema import (
     Backbone,
     Config,
     DiffusionConfig,
+    LossWeighting,
     MaskedDiffusionConfig,
     ModelConfig,
+    Parameterization,
     TimeDensity,
 )
 from lmjax.core import trees
@@ -112,9 +114,7 @@ def plan_lines(
         ("memory", _memory(memory_bytes, devices[0])),
         (
             "first log",
-            f"loss near ln({system.num_predictable}) = "
-            f"{math.log(system.num_predictable):.3f} at step 1; a line every "
-            f"{run.intervals.log:,} step(s)",
+            f"{_first_loss(config, system)}a line every {run.intervals.log:,} step(s)",
         ),
     ]
     if config.data.weights or config.data.max_epochs:
@@ -183,6 +183,18 @@ def _loss(config: Config, system: System) -> str:
     else:
         worth = "reweighted, not a bound; held-out figures are bounds all the same"
     return f"{worth} ({', '.join([*words, f'{section.time_sampling.value} times'])})"
+
+
+def _first_loss(config: Config, system: System) -> str:
+    """What a zero head costs, for losses of which that is known."""
+    section = config.objective
+    if isinstance(section, MaskedDiffusionConfig) and (
+        section.weighting is LossWeighting.SOFTENED
+        or section.parameterization is Parameterization.D3PM
+    ):
+        return ""
+    count = system.num_predictable
+    return f"loss near ln({count}) = {math.log(count):.3f} at step 1; "
 
 
 def _memory(needed: int, device: jax.Device) -> str:

@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from lmjax import experiment
 from lmjax.assembly import pair_objective
 from lmjax.config.schema import SAMPLE_CORPUS, Config
@@ -96,7 +98,9 @@ def write(summary: dict[str, Any], workdir: pathlib.Path) -> pathlib.Path:
 
 
 def write_json(content: Any, path: pathlib.Path) -> pathlib.Path:
-    """Writes a JSON file in one go; returns its path."""
+    """Writes a JSON file in one go, in one process; returns its path."""
+    if jax.process_index() > 0:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         text = json.dumps(_finite(content), indent=1, allow_nan=False)

@@ -148,7 +148,7 @@ class LossWeighting(enum.Enum):
 class Estimator(enum.Enum):
     """How the bound of a diffusion model is estimated on held-out text."""
 
-    AUTO = "auto"  # count; discrete for what exists in discrete time alone
+    AUTO = "auto"  # count; discrete where objective.steps says so, in as many steps
     COUNT = "count"  # exact number of masked tokens, stratified over all windows
     CONTINUOUS = "continuous"  # times, stratified over all windows
     PLAIN = "plain"  # independent times, as most published figures

@@ -97,6 +97,22 @@ METHOD_RULES = (
         "set --config.objective.steps=0 and --config.objective.time_density=schedule",
     ),
     Rule(
+        ("objective.frequency_masking", "objective.schedule"),
+        lambda tilt, schedule: tilt == 0 or schedule is not ScheduleKind.GEOMETRIC,
+        "needs a schedule that ends all masked, which {1.value} does not",
+        "take another schedule, such as linear",
+    ),
+    Rule(
+        ("objective.schedule", "objective.steps", "objective"),
+        lambda schedule, steps, objective: (
+            schedule is not ScheduleKind.BIMODAL_GAUSSIAN
+            or (steps == 0 and _masks(objective))
+        ),
+        "moves in the course of training, which is for masked diffusion in continuous "
+        "time",
+        "set --config.objective.steps=0, or take another schedule",
+    ),
+    Rule(
         ("objective.schedule", "objective"),
         lambda schedule, objective: (
             schedule is not ScheduleKind.GEOMETRIC
@@ -160,8 +176,8 @@ METHOD_RULES = (
     ),
     Rule(
         ("generate.stride", "model.max_length"),
-        lambda stride, longest: stride <= longest,
-        "must be at most model.max_length={1}: a window has no more new tokens",
+        lambda stride, longest: stride < longest,
+        "must be below model.max_length={1}: a window begins with tokens of the last",
         "half of it is usual; 0 is for texts that fit the model's context",
     ),
 )

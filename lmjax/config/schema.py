@@ -197,7 +197,7 @@ class EvaluateConfig:
     batch_size: int = 0  # sequences; 0 means train.batch_size
     draws: int = 8  # masks per held-out window at the end (diffusion)
     estimator: Estimator = Estimator.AUTO
-    steps: int = 1000  # T of the discrete estimator
+    steps: int = 1000  # T of the estimator `discrete`; D3PM takes objective.steps
     json: str = ""  # file that --mode evaluate writes its figures to, besides
     judge: str = ""  # causal model that reads generated texts: a run folder, or a
     # Hugging Face model (extra "judge"); empty generates none

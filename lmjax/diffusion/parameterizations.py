@@ -17,7 +17,6 @@ import jax.numpy as jnp
 class Subs:
     """Scores are probabilities, which sum to 1 (MDLM, Sahoo et al. 2024)."""
 
-    name = "SUBS"
     normalized = True
 
     def log_scores(self, logits: jax.Array) -> jax.Array:
@@ -39,7 +38,6 @@ class Sedd:
     """
 
     num_predictable: int
-    name = "SEDD"
     normalized = False
 
     def log_scores(self, logits: jax.Array) -> jax.Array:

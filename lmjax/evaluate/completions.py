@@ -16,6 +16,7 @@ from lmjax.data.batch import Batch
 from lmjax.evaluate.figures import finite
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.rows import Layout, Row
+from lmjax.parallel import hosts
 
 DRAWS = 128  # as LLaDA (Nie et al. 2025)
 BATCH_TOKENS = 32_768  # tokens of a batch, padding included
@@ -103,8 +104,10 @@ def score_completions(
     draw = _Draw(scorer, seed, draws)
     costs = {}
     for length, alike in sorted(by_length.items()):
+        num_rows = _num_rows(length, scorer.mesh.size)
         layout = Layout(
-            num_rows=_num_rows(length, scorer.mesh.size),
+            num_rows=num_rows,
+            local=hosts.local_rows(scorer.mesh, num_rows),
             length=length,
             eos_id=eos_id,
             pad_id=pad_id,
@@ -116,7 +119,8 @@ def score_completions(
         for chosen, batch in layout.batches(repeated):
             masks = draw(chosen, batch, layout.num_rows)
             nll = np.asarray(scorer.nll_B(params, batch, masks), np.float64)
-            for row, cost in zip(chosen, nll, strict=False):  # padding at the end
+            # Rows of padding stand at the end.
+            for row, cost in zip(chosen, nll[: len(chosen)], strict=True):
                 costs[row.owner][row.number] = cost
     return [
         CompletionLikelihood(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lmjax.core.errors import UserError
 from lmjax.data.tokenization.words import count_words
 from lmjax.evaluate import figures
 from lmjax.evaluate.figures import Figure, named
@@ -191,7 +192,7 @@ def evaluate_texts(
     """Has a judge read texts; see `describe` for the arguments.
 
     Raises:
-      ValueError: also when the judge finds nothing to count.
+      UserError: the judge finds nothing to count.
     """
     statistics = describe(texts, ids)
     found = judge.nll(texts)
@@ -199,7 +200,11 @@ def evaluate_texts(
     counts = np.array([count for _, count in found], np.int64)
     judged = counts > 0
     if not judged.any():
-        raise ValueError(f"{judge.name} counts no token of these {len(texts)} texts")
+        raise UserError(
+            f"{judge.name} counts no token of these {len(texts)} texts",
+            where="evaluate.judge",
+            remedy="look at what the model writes with --mode generate.",
+        )
     nats, counts = nats[judged], counts[judged]
     value = figures.perplexity(float(nats.sum() / counts.sum()))
     return GenerativePerplexity(

@@ -159,6 +159,9 @@ class Scorer:
         Another `seed` gives masks that are independent of these, and nothing else.
         """
         draws = draws if self.objective.kind != "exact" else 1
+        # In the name: folded into a key, a seed could give one that the objective makes
+        # of that key itself.
+        name = f"evaluate {seed}" if seed else "evaluate"
         # Each seed starts its steps of the golden ratio elsewhere.
         start = float(np.random.default_rng(seed).random()) if seed else 0.0
         pending: list[Any] = []  # nats of a batch's rows: mean, then each draw
@@ -171,9 +174,7 @@ class Scorer:
             seen += local.size
             nll_DB, total_B = [], 0.0
             for draw in range(draws):
-                key = rng.stream(index, "evaluate", draw)
-                if seed:
-                    key = jax.random.fold_in(key, seed)
+                key = rng.stream(index, name, draw)
                 position_B = ((offset_B + draw) / draws % 1.0).astype(np.float32)
                 # In float32 a position may round up to 1, which is outside.
                 position_B = np.minimum(position_B, np.float32(1 - 2**-24))

@@ -14,6 +14,7 @@ from lmjax.evaluate.figures import Figure, named
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.rows import Layout, Row
 from lmjax.objectives.masked_diffusion import MaskDraws, MaskedDiffusion
+from lmjax.parallel import hosts
 
 ROWS = 512  # rows per compiled batch, or a few more so that the devices divide them
 LENGTH_MULTIPLE = 16  # rows are padded to a multiple of this
@@ -83,8 +84,10 @@ def evaluate_pairs(
     pseudo = isinstance(scorer.objective, MaskedDiffusion)
     sentences = [ids for pair in pairs for ids in (pair.good, pair.bad)]
     longest = max(map(len, sentences)) + len(opening) + 1
+    num_rows = ROWS + -ROWS % scorer.mesh.size
     layout = Layout(
-        num_rows=ROWS + -ROWS % scorer.mesh.size,
+        num_rows=num_rows,
+        local=hosts.local_rows(scorer.mesh, num_rows),
         length=math.ceil(longest / LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
         eos_id=eos_id,
         pad_id=pad_id,

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from lmjax.data.batch import Batch
@@ -46,12 +45,14 @@ class Layout:
 
     Attributes:
       num_rows: rows of every batch, over all processes; the devices divide them.
+      local: those of this process.
       length: tokens of every row, padding included.
       eos_id: ends a document, which matters under a document mask alone.
       document_mask: whether attention stays within documents, as in training.
     """
 
     num_rows: int
+    local: slice
     length: int
     eos_id: int
     pad_id: int
@@ -73,9 +74,7 @@ class Layout:
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = row.tokens
             weights[i, row.given : len(row.tokens)] = 1.0
-        part = self.num_rows // jax.process_count()
-        local = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-        tokens, weights = tokens[local], weights[local]
+        tokens, weights = tokens[self.local], weights[self.local]
         segments = positions = None
         if self.document_mask:
             segments, positions = segment(tokens, eos=self.eos_id, pad=self.pad_id)

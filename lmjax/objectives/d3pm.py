@@ -16,6 +16,10 @@ from lmjax.objectives.base import Loss
 from lmjax.objectives.cross_entropy import token_costs
 from lmjax.objectives.masked_diffusion import real_lengths
 
+# Share of rows that the reconstruction gets: were it one of T + 1 equal terms, it would
+# come seldom, with a weight of T + 1, and the loss of a batch would be noise.
+_READ_OFF_SHARE = 0.125
+
 
 class StepDraws(NamedTuple):
     """One of the T + 1 terms of the bound for each row.
@@ -42,7 +46,8 @@ class D3PM:
     in nats, x_m being the mask's probability (the last term is 0 at s = 0). At the end
     every token is read off the network once more, from the text it then sees: the
     reconstruction term, -log p(x_0 | x_0) without the mask, at every token. Of these
-    T + 1 terms a row has one, T + 1 times.
+    T + 1 terms a row has one: the reconstruction with probability 1/8, and else one of
+    the steps, each over its probability.
 
     Attributes:
       process: mask id and schedule, shared with the sampler.
@@ -75,8 +80,10 @@ class D3PM:
     def draw_evaluation(
         self, batch: Batch, key: jax.Array, position_B: jax.Array
     ) -> StepDraws:
-        """The term at `position_B` in [0, 1) of all T + 1."""
-        step_B = jnp.minimum(jnp.floor(position_B * (self.steps + 1)), self.steps)
+        """The term at `position_B` in [0, 1), which runs from the reconstruction on."""
+        beyond_B = (position_B - _READ_OFF_SHARE) / (1 - _READ_OFF_SHARE)
+        step_B = jnp.minimum(1 + jnp.floor(beyond_B * self.steps), self.steps)
+        step_B = jnp.where(beyond_B < 0, 0.0, step_B)
         rate_B = self.process.schedule.mask_rate(step_B / self.steps)
         masked_BL = self.process.choose(key, rate_B, batch.tokens.shape[1])
         masked_BL &= (batch.weights > 0) & (step_B > 0)[:, None]
@@ -111,7 +118,10 @@ class D3PM:
             chunk_tokens=self.chunk_tokens,
         )
         prior_B = self.process.prior_nats * jnp.sum(counted_BL, axis=1)
-        return (self.steps + 1) * jnp.sum(cost_BL, axis=1) + prior_B
+        weight_B = jnp.where(
+            draws.step_B == 0, 1 / _READ_OFF_SHARE, self.steps / (1 - _READ_OFF_SHARE)
+        )
+        return weight_B * jnp.sum(cost_BL, axis=1) + prior_B
 
     def loss(
         self,

@@ -209,7 +209,7 @@ class TrainingMasks:
                 steepness = jnp.power(density.derivative(t_B), self.softening)
                 return steepness / density.mask_rate(t_B)
             case LossWeighting.FLAT:
-                # A loss of ln V before training, as the others have.
+                # A loss of ln V before training, as the bound has.
                 grid = (jnp.arange(1000, dtype=jnp.float32) + 0.5) / 1000
                 return jnp.full_like(t_B, 1 / jnp.mean(density.mask_rate(grid)))
 

@@ -66,13 +66,15 @@ class UniformDiffusion:
         del progress
         time_key, noise_key = jax.random.split(key)
         t_B = draw_times(time_key, batch.tokens.shape[0], self.time_sampling)
-        return self.draw_evaluation(batch, noise_key, 1.0 - t_B)
+        return self._noised(batch, noise_key, t_B)
 
     def draw_evaluation(
         self, batch: Batch, key: jax.Array, position_B: jax.Array
     ) -> NoiseDraws:
         """Noise at the times 1 - position_B."""
-        t_B = 1.0 - position_B
+        return self._noised(batch, key, 1.0 - position_B)
+
+    def _noised(self, batch: Batch, key: jax.Array, t_B: jax.Array) -> NoiseDraws:
         rate_B = self.process.schedule.mask_rate(t_B)
         noised_BL = self.process.replace(key, batch.tokens, rate_B)
         return NoiseDraws(jnp.where(batch.weights > 0, noised_BL, batch.tokens), t_B)

@@ -3,7 +3,15 @@
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+
+
+def local_rows(mesh: Mesh, num_rows: int) -> slice:
+    """This host's part of a batch of so many rows; all of it on a mesh of its own."""
+    hosts = sorted({device.process_index for device in mesh.devices.flat})
+    part = num_rows // len(hosts)
+    place = hosts.index(jax.process_index())
+    return slice(place * part, (place + 1) * part)
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:

@@ -104,8 +104,10 @@ class UniformDiffusionSampler:
         """
         rates = time_grid(self.process.schedule, self.steps)
         m_t, m_s = rates[1:], rates[:-1]
-        alpha_t, alpha_s = 1.0 - m_t, 1.0 - m_s  # the latter is above 0
-        ratio = alpha_t / alpha_s
+        alpha_t, alpha_s = 1.0 - m_t, 1.0 - m_s
+        # So many steps that float32 rates of both are 1: nothing is kept of nothing.
+        nothing = np.zeros_like(alpha_t)
+        ratio = np.divide(alpha_t, alpha_s, out=nothing, where=alpha_s > 0)
         num_ids = len(self.process.predictable)
         columns = (
             num_ids * alpha_t,

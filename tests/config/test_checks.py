@@ -299,6 +299,14 @@ METHOD_SLIPS = {
         dict(objective__time_density="count", objective__frequency_masking=0.5),
         "continuous time",
     ),
+    "masking by frequency and a prior that is not all mask": (
+        dict(objective__frequency_masking=0.5, objective__schedule="geometric"),
+        "ends all masked",
+    ),
+    "a schedule that moves, in steps": (
+        dict(objective__schedule="bimodal_gaussian", objective__steps=8),
+        "moves in the course",
+    ),
     "score ratios revealed in order of confidence": (
         dict(objective__parameterization="sedd", generate__sampler="confidence"),
         "model of another kind",
@@ -316,7 +324,7 @@ METHOD_SLIPS = {
         dict(generate__block_length=4, generate__steps=8, generate__max_new_tokens=128),
         "more blocks",
     ),
-    "windows that overlap too far": (dict(generate__stride=2000), "at most"),
+    "windows that overlap too far": (dict(generate__stride=1024), "must be below"),
 }
 
 

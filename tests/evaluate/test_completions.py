@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from lmjax.evaluate.completions import (
 )
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.models.build import Model
+from lmjax.parallel import hosts
 from lmjax.parallel.mesh import build_mesh
 
 BOS, MASK, EOS, PAD = 1, 2, 3, 0
@@ -264,14 +266,19 @@ def test_what_cannot_be_scored_is_named(
 def test_each_process_makes_its_part_of_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    layout = rows.Layout(num_rows=4, length=3, eos_id=EOS, pad_id=PAD)
+    def layout(part: slice) -> rows.Layout:
+        return rows.Layout(num_rows=4, local=part, length=3, eos_id=EOS, pad_id=PAD)
+
     given = [rows.Row(i, [5 + i, 6 + i], 1) for i in range(3)]
-    ((chosen, whole),) = layout.batches(given)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    mesh = build_mesh(ParallelConfig(), jax.devices()[:2])
+    assert hosts.local_rows(mesh, 4) == slice(0, 4)  # one process has them all
+    ((chosen, whole),) = layout(slice(0, 4)).batches(given)
+    devices = np.array([SimpleNamespace(process_index=i // 2) for i in range(4)])
+    shared = SimpleNamespace(devices=devices)
     parts = []
     for index in range(2):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        ((same, part),) = layout.batches(given)
+        ((same, part),) = layout(hosts.local_rows(shared, 4)).batches(given)
         assert same == chosen == given
         parts.append(part)
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
