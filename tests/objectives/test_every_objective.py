@@ -306,3 +306,22 @@ def test_rare_tokens_are_masked_more_often_at_the_same_mean_rate() -> None:
     assert rates[0.0][0] == pytest.approx(rates[0.0][1], abs=0.02)
     assert rates[1.0][1] > rates[1.0][0] + 0.1
     assert rates[1.0][2] == pytest.approx(rates[0.0][2], abs=0.04)
+
+
+def test_a_prior_that_is_not_all_mask_is_part_of_the_bound(
+    model_for: Callable[[str], Model], random_params: Callable[..., Any]
+) -> None:
+    """(1 - m(1)) ln V for each token that counts, in training and in evaluation."""
+    changes = {"objective.schedule": "geometric", "objective.sigma_max": 5.0}
+    _, objective = _build(changes, **{"evaluate.estimator": "continuous"})
+    batch = _batch(4)
+    model = model_for("subs")
+    bound = model.bind(jax.tree.map(jnp.asarray, random_params(model)))
+    expected = math.exp(-(5.0 - 1e-4)) * math.log(len(IDS)) * batch.weights.sum(axis=1)
+    for draws in (
+        objective.draw(batch, jax.random.key(0), 0.0),
+        objective.draw_evaluation(batch, jax.random.key(0), jnp.arange(4) / 4),
+    ):
+        with_prior = objective.nll_B(bound, batch, draws)
+        without = objective.nll_B(bound, batch, draws._replace(prior_B=None))
+        np.testing.assert_allclose(with_prior - without, expected, rtol=2e-3)
