@@ -89,8 +89,11 @@ def test_the_integrand_is_never_negative_and_0_at_the_truth() -> None:
     braces = (x / x_i * np.log(y_i * x / (y * x_i))).sum(axis=1)
     braces += (-count / x_i + count / y_i)[:, 0]
     expected = braces / (count * alpha[:, 0])
-    inside = (t_B > 0.01) & (t_B < 0.99)  # the reference loses its digits beyond
-    np.testing.assert_allclose(found[inside], expected[inside], rtol=2e-3, atol=1e-5)
+    inside = (t_B > 0.01) & (t_B < 0.999)  # float32 times lose their digits beyond
+    np.testing.assert_allclose(found[inside], expected[inside], rtol=2e-3, atol=1e-6)
+    late = inside & (t_B > 0.97)  # where exp(z) - 1 - z is summed by its series
+    assert late.sum() > 300
+    np.testing.assert_allclose(found[late], expected[late], rtol=3e-4)
     logits = 60 * jax.nn.one_hot(tokens, count)
     perfect = np.asarray(objective.nll_B(Model(), batch, NoiseDraws(noised, t_B)))
     assert perfect.max() < 1e-4
