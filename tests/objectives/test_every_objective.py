@@ -28,6 +28,7 @@ from lmjax.models.build import Model
 from lmjax.objectives.base import Objective
 from lmjax.parallel import rules
 
+MESH_AXES = ("data", "fsdp", "tensor")
 IDS = np.arange(3, 31, dtype=np.int32)  # what the tiny model predicts
 COUNTS = np.random.default_rng(0).zipf(1.5, size=32)
 REFUSED = {  # see config/method_rules.py
@@ -247,9 +248,6 @@ def test_draws_do_not_depend_on_the_number_of_devices(name: str) -> None:
         found.append(jax.device_get(draws))
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, found[0], other)
-
-
-MESH_AXES = ("data", "fsdp", "tensor")
 
 
 def test_the_times_of_a_global_batch_fill_one_bin_each() -> None:
