@@ -152,15 +152,7 @@ def _run(source: str, argv: Sequence[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     checks.check(config, num_devices=jax.device_count())
-    run_mode = {
-        "train": modes.train,
-        "prepare": modes.prepare,
-        "evaluate": modes.evaluate,
-        "generate": modes.generate,
-        "plan": modes.plan_only,
-        "check": modes.check,
-    }[_MODE.value]
-    run_mode(config, workdir)
+    modes.MODES[_MODE.value](config, workdir)
 
 
 def _with_corpus(

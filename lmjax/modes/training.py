@@ -1,6 +1,5 @@
-"""What each mode of the command line does, given a checked Config and a run folder."""
+"""Modes train and plan: one start of a run, or what it would be."""
 
-import os
 import pathlib
 import time
 from typing import Any
@@ -9,56 +8,21 @@ import jax
 
 from lmjax import experiment, plan, report
 from lmjax.config import serialize
-from lmjax.config.schema import AutoregressiveConfig, Config, ParallelConfig
+from lmjax.config.schema import Config
 from lmjax.core import rng
-from lmjax.core.errors import ConfigError, UserError
 from lmjax.data.batch import synthetic
-from lmjax.data.preparation import statistics
-from lmjax.data.preparation.manifest import Prepared, check_shards, damaged, shards
-from lmjax.data.tokenization.tokenizers import tokenizer_from_bytes
+from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
-from lmjax.evaluate import figures
-from lmjax.evaluate.generated_text import (
-    GenerativePerplexity,
-    Judge,
-    evaluate_texts,
-)
-from lmjax.evaluate.judges import HuggingFaceJudge, LmjaxJudge
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import Run, System
+from lmjax.modes.generation import build_generator, check_prompts
 from lmjax.run_folder import RunFolder
-from lmjax.sampling.prompts import Generator
 from lmjax.train import loop
 from lmjax.train.clock import Clock
 from lmjax.train.loggers import RunLogger
 from lmjax.train.progress import Progress
 from lmjax.train.state import TrainState
 from lmjax.train.stopping import StopSignal
-
-
-def prepare(config: Config, workdir: pathlib.Path) -> None:
-    """Prepares the corpus, repairs what is damaged, and says what it holds."""
-    del workdir
-    prepared = experiment.prepare_corpus(config, repair=True)
-    print(statistics.table(prepared))
-    picture = prepared.folder / "statistics.png"
-    try:
-        statistics.plot(prepared, picture)
-        print(f"picture: {picture}")
-    except UserError as error:  # the extra is not there; the figures are
-        print(error)
-    print(f"prepared corpus: {prepared.folder} (sha256 {prepared.sha256})")
-
-
-def check(config: Config, workdir: pathlib.Path) -> None:
-    """Reads every shard of the prepared corpus and compares checksums."""
-    del workdir
-    prepared = experiment.prepare_corpus(config)
-    problems = check_shards(prepared)
-    if problems:
-        raise damaged(prepared.folder, "; ".join(problems))
-    number = sum(1 for _ in shards(prepared))
-    print(f"{prepared.folder}: all {number} shards are as they were written")
 
 
 def plan_only(config: Config, workdir: pathlib.Path) -> None:
@@ -79,7 +43,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
     run = experiment.build_run(config, system, prepared)
     if run.intervals.generate:
-        _check_prompts(config, system)
+        check_prompts(config, system)
     with (
         RunFolder.open(workdir, config, prepared) as folder,
         StopSignal() as stop,
@@ -92,109 +56,6 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         ) as logger,
     ):
         _train(config, folder, prepared, system, run, logger, stop)
-
-
-def evaluate(config: Config, workdir: pathlib.Path) -> None:
-    """Scores the newest (or chosen) checkpoint on the held-out text."""
-    _check_output(config.evaluate.json)
-    judge = _judge(config.evaluate.judge) if config.evaluate.judge else None
-    prepared = experiment.prepare_corpus(config)
-    system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    run = experiment.build_run(config, system, prepared)
-    with RunFolder.open(workdir, config, prepared, read_only=True) as folder:
-        state, progress = folder.restore(run.state_maker.abstract())
-        scorer = Scorer(system.model.bind, system.objective, system.mesh)
-        if judge is not None:
-            _check_prompts(config, system)
-        summary = report.make(config, prepared, system, scorer, state, progress)
-        print(report.table(summary))
-        print(f"written: {report.write(summary, workdir)}")
-        if judge is not None:
-            found = _judge_samples(config, system, state.evaluation_params, judge)
-            summary["figures"] += [figure.to_json() for figure in found.figures()]
-            summary["generated"] = found.to_json()
-            print(f"\n{figures.table(found.figures())}")
-            report.write(summary, workdir)
-        if config.evaluate.json:
-            file = pathlib.Path(config.evaluate.json).expanduser()
-            print(f"figures: {report.write_json(summary['figures'], file)}")
-
-
-def generate(config: Config, workdir: pathlib.Path) -> None:
-    """Writes texts with the newest (or chosen) checkpoint; needs no corpus."""
-    with RunFolder.open(workdir, config, None, read_only=True) as folder:
-        tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
-        system = experiment.build_system(config, tokenizer)
-        generator = _generator(config, system)
-        params = folder.restore_params(system)
-        samples = generator(
-            params,
-            rng.stream(config.seed, "generate"),
-            config.generate.prompts,
-            num_samples=config.generate.num_samples,
-            max_new_tokens=config.generate.max_new_tokens,
-        )
-    for sample in samples:
-        for number, state in enumerate(sample.states, 1):
-            print(f"[{number}/{len(sample.states)}] {state}")
-        print(sample.text)
-        print("-" * 40)
-
-
-def _check_output(file: str) -> None:
-    """Says before the work that a file can't be written after it."""
-    path = pathlib.Path(file).expanduser()
-    if file and (path.is_dir() or (path.exists() and not os.access(path, os.W_OK))):
-        raise ConfigError(
-            "this is no file that can be written",
-            where=f"evaluate.json={file!r}",
-            remedy="name a file, such as figures.json",
-        )
-
-
-def _judge(name: str) -> Judge:
-    """The causal model that reads generated texts: a run folder, or Hugging Face's."""
-    path = pathlib.Path(name).expanduser()
-    if not (path / "checkpoints").is_dir():
-        return HuggingFaceJudge(name)
-    config = serialize.load(path / "config.json")
-    if not isinstance(config.objective, AutoregressiveConfig):
-        raise ConfigError(
-            "a judge must be an autoregressive run, whose likelihood is exact",
-            where=f"evaluate.judge={name!r}",
-            remedy="name the folder of a run of the variant ar, or a Hugging Face one",
-        )
-    with RunFolder.open(path, config, None, read_only=True) as folder:
-        tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
-        config.parallel = ParallelConfig()  # it reads on one device
-        system = experiment.build_system(config, tokenizer, jax.local_devices()[:1])
-        params = folder.restore_params(system)
-    return LmjaxJudge(
-        Scorer(system.model.bind, system.objective, system.mesh),
-        params,
-        tokenizer,
-        name=name,
-        opening=experiment.document_opening(config.data, tokenizer.special),
-        max_length=config.model.max_length,
-        document_mask=config.data.document_mask,
-    )
-
-
-def _judge_samples(
-    config: Config, system: System, params: Any, judge: Judge
-) -> GenerativePerplexity:
-    """Writes texts from scratch, or from prompts, and has what is new in them read."""
-    prompts = config.generate.prompts
-    samples = _generator(config, system)(
-        params,
-        rng.stream(config.seed, "judge"),
-        prompts,
-        num_samples=-(-config.evaluate.judge_samples // max(len(prompts), 1)),
-        max_new_tokens=config.generate.max_new_tokens,
-    )
-    texts = [sample.text.removeprefix(sample.prompt) for sample in samples]
-    ids = system.tokenizer.encode_ids(texts)
-    return evaluate_texts(judge, texts, ids)
 
 
 def _train(
@@ -276,7 +137,7 @@ def _hooks(
     save: Any,
 ) -> loop.Hooks:
     """Evaluation, sampling and saving at intervals."""
-    generator = _generator(config, system)
+    generator = build_generator(config, system)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         batches = experiment.eval_batches(config, prepared, config.evaluate.batches)
@@ -309,19 +170,6 @@ def _hooks(
         logger.text(step, "samples", texts)
 
     return loop.Hooks(evaluate=evaluate, generate=generate, save=save)
-
-
-def _generator(config: Config, system: System) -> Generator:
-    return experiment.build_generator(
-        config.generate, config.data, system, max_length=config.model.max_length
-    )
-
-
-def _check_prompts(config: Config, system: System) -> None:
-    """Says now, rather than when the first text is written, what is wrong with one."""
-    _generator(config, system).check(
-        config.generate.prompts, config.generate.max_new_tokens
-    )
 
 
 def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:

@@ -1,0 +1,18 @@
+"""What each mode of the command line does, given a checked Config and a run folder."""
+
+from lmjax.modes.corpus import check, prepare
+from lmjax.modes.evaluation import evaluate
+from lmjax.modes.generation import generate
+from lmjax.modes.training import plan_only, train
+
+# By the name that the command line knows it by.
+MODES = {
+    "train": train,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "generate": generate,
+    "plan": plan_only,
+    "check": check,
+}
+
+__all__ = ["MODES", "check", "evaluate", "generate", "plan_only", "prepare", "train"]
