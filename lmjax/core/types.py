@@ -14,11 +14,11 @@ PyTree = Any
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of all layers, in static shapes.
+    """Keys and values of one layer, in static shapes.
 
     Attributes:
-      keys: [layers, B, S, K, H].
-      values: [layers, B, S, K, H].
+      keys: [B, K, S, H].
+      values: [B, K, S, H].
     """
 
     keys: jax.Array

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config.schema import ModelConfig
+from lmjax.models.transformer import head_width
 
 # Dense bfloat16 peak of one device, FLOP/s, by a part of its device_kind.
 PEAK_FLOPS = {
@@ -30,11 +31,12 @@ def flops_per_token(
 ) -> float:
     """Training FLOPs per token: 6 per matmul parameter, and attention's products.
 
-    Attention does 2 * 2 * S * width per layer forward over S seen keys, three times
+    Attention does 2 * 2 * S * N * H per layer forward over S seen keys, three times
     that with the backward pass; a causal model sees half of them on average.
     """
     seen = length / 2 if causal else length
-    return 6.0 * matmul_params + 12.0 * config.num_layers * config.width * seen
+    heads_width = config.num_heads * head_width(config)
+    return 6.0 * matmul_params + 12.0 * config.num_layers * heads_width * seen
 
 
 def peak_flops(device: jax.Device) -> float:

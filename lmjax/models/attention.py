@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmjax.models.attention_kernels import AttentionFunction
+from lmjax.core.types import KeyValueCache
+from lmjax.models.attention_kernels import AttentionFunction, chunked_attention
 from lmjax.models.linear import Linear
 from lmjax.models.norms import RMSNorm
 from lmjax.models.positions import rotate
@@ -34,8 +35,10 @@ class Attention(nnx.Module):
     Args:
       width: D.
       num_heads: N, query heads; num_kv_heads K must divide it.
+      head_width: H.
       causal: whether position i sees only positions up to i.
       attend: implementation, see `attention_kernels`.
+      rope_theta: base of the rotation; 0 where positions are no matter of attention.
       output_scale: multiplies the initial output projection.
       qk_norm: RMSNorm of queries and keys over H, before the rotation.
     """
@@ -46,6 +49,7 @@ class Attention(nnx.Module):
         width: int,
         num_heads: int,
         num_kv_heads: int,
+        head_width: int,
         causal: bool,
         attend: AttentionFunction,
         rope_theta: float,
@@ -56,7 +60,6 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        head_width = width // num_heads
         self.causal, self.attend, self.rope_theta = causal, attend, rope_theta
 
         def project(heads: int, name: str) -> Linear:
@@ -104,34 +107,53 @@ class Attention(nnx.Module):
         )
         return self.output(y_BLNH)
 
-    def extend(
-        self,
-        x_BLD: jax.Array,
-        positions_BL: jax.Array,
-        keys_BSKH: jax.Array,
-        values_BSKH: jax.Array,
+    def read(
+        self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Writes new tokens into the cache and attends to all before them.
-
-        Each row has its own positions, so prompts of different lengths share a batch:
-        what padding left behind a prompt is overwritten before it is ever seen.
+        """Causal attention within segments, and what a cache is to hold.
 
         Returns:
-          The output [B, L, D] and the extended keys and values.
+          The output [B, L, D], and keys and values [B, K, L, H].
         """
         q_BLNH, k_BLKH, v_BLKH = self._project(x_BLD, positions_BL)
-        rows_B1 = jnp.arange(x_BLD.shape[0])[:, None]
-        keys_BSKH = keys_BSKH.at[rows_B1, positions_BL].set(
-            k_BLKH.astype(keys_BSKH.dtype)
+        y_BLNH = chunked_attention(
+            q_BLNH, k_BLKH, v_BLKH, causal=True, segments_BL=segments_BL
         )
-        values_BSKH = values_BSKH.at[rows_B1, positions_BL].set(
-            v_BLKH.astype(values_BSKH.dtype)
+        keys_BKLH, values_BKLH = (jnp.swapaxes(x, 1, 2) for x in (k_BLKH, v_BLKH))
+        return self.output(y_BLNH), keys_BKLH, values_BKLH
+
+    def extend(
+        self,
+        x_B1D: jax.Array,
+        positions_B1: jax.Array,
+        slot: jax.Array,
+        cache: KeyValueCache,
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Writes one token of each row at `slot`; attends to it and those before it.
+
+        A row begins as many slots behind the first as its position is behind `slot`.
+        """
+        q_B1NH, k_B1KH, v_B1KH = self._project(x_B1D, positions_B1)
+        keys_BKSH, values_BKSH = (
+            jax.lax.dynamic_update_slice_in_dim(
+                whole, jnp.swapaxes(new, 1, 2).astype(whole.dtype), slot, axis=2
+            )
+            for whole, new in zip(cache, (k_B1KH, v_B1KH), strict=True)
         )
-        seen_BLS = jnp.arange(keys_BSKH.shape[1]) <= positions_BL[..., None]
-        y_BLNH = jax.nn.dot_product_attention(
-            q_BLNH, keys_BSKH, values_BSKH, mask=seen_BLS[:, None], implementation="xla"
+        batch_size, num_kv_heads, length, head_width = keys_BKSH.shape
+        q_BKGH = q_B1NH.reshape(batch_size, num_kv_heads, -1, head_width)
+        scores_BKGS = jnp.einsum(
+            "bkgh,bksh->bkgs", q_BKGH, keys_BKSH, preferred_element_type=jnp.float32
         )
-        return self.output(y_BLNH), keys_BSKH, values_BSKH
+        slots_S = jnp.arange(length)
+        seen_BS = (slots_S <= slot) & (slots_S >= slot - positions_B1)
+        scores_BKGS = jnp.where(
+            seen_BS[:, None, None], scores_BKGS * head_width**-0.5, -jnp.inf
+        )
+        weights_BKGS = jax.nn.softmax(scores_BKGS, axis=-1).astype(values_BKSH.dtype)
+        y_BKGH = jnp.einsum("bkgs,bksh->bkgh", weights_BKGS, values_BKSH)
+        y_B1D = self.output(y_BKGH.reshape(q_B1NH.shape))
+        return y_B1D, KeyValueCache(keys_BKSH, values_BKSH)
 
     def _project(
         self, x_BLD: jax.Array, positions_BL: jax.Array
@@ -139,6 +161,7 @@ class Attention(nnx.Module):
         q_BLNH, k_BLKH, v_BLKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
         if self.query_norm is not None:
             q_BLNH, k_BLKH = self.query_norm(q_BLNH), self.key_norm(k_BLKH)
-        q_BLNH = rotate(q_BLNH, positions_BL, self.rope_theta)
-        k_BLKH = rotate(k_BLKH, positions_BL, self.rope_theta)
+        if self.rope_theta:
+            q_BLNH = rotate(q_BLNH, positions_BL, self.rope_theta)
+            k_BLKH = rotate(k_BLKH, positions_BL, self.rope_theta)
         return q_BLNH, k_BLKH, v_BLKH

@@ -16,10 +16,12 @@ from lmjax.config.schema import ModelConfig
 from lmjax.models.attention import Rows
 from lmjax.models.linear import Linear, dropout
 from lmjax.models.norms import Norm, make_norm
+from lmjax.models.positions import make_positions
 from lmjax.models.stack import make_stack, run_stack
 from lmjax.models.transformer import (
     Setting,
     Vocabulary,
+    embed,
     make_attention,
     make_mlp,
 )
@@ -122,6 +124,7 @@ class DiT(nnx.Module):
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
         self.vocabulary = Vocabulary(config, setting, rngs)
+        self.positions = make_positions(config, setting.dtype, rngs)
         self.noise_embedding = NoiseEmbedding(config.condition_width, rngs)
         self.blocks = make_stack(
             lambda rngs: DiTBlock(config, setting, rngs), config.num_layers, rngs
@@ -157,7 +160,7 @@ class DiT(nnx.Module):
         x_BLD, _ = run_stack(
             self.blocks,
             lambda block, x, key: (block(x, condition_BE, rows, dropout_key=key), None),
-            self.vocabulary.embed(tokens_BL),
+            embed(self.vocabulary, self.positions, tokens_BL, positions_BL),
             keys,
             scan=self.setting.scan,
             remat=self.setting.remat,

@@ -1,4 +1,4 @@
-"""Normalisation layers; statistics in float32, a learned gain, no bias."""
+"""Normalisation layers; statistics in float32, a learned gain, mostly no bias."""
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,17 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with a learned gain, one per feature."""
+    """Layer normalisation with a learned gain, one per feature, and maybe a bias."""
 
-    def __init__(self, width: int, *, epsilon: float):
+    def __init__(self, width: int, *, epsilon: float, use_bias: bool = False):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), names=("embed",))
+        bias = nnx.Param(jnp.zeros(width, jnp.float32), names=("embed",))
+        self.bias = bias if use_bias else None
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_normalize(x, self.epsilon) * self.scale[...].astype(x.dtype)
+        y = layer_normalize(x, self.epsilon) * self.scale[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 Norm = RMSNorm | LayerNorm
@@ -52,4 +55,6 @@ def make_norm(config: ModelConfig) -> Norm:
         case NormKind.RMS:
             return RMSNorm(config.width, epsilon=config.norm_epsilon)
         case NormKind.LAYER:
-            return LayerNorm(config.width, epsilon=config.norm_epsilon)
+            return LayerNorm(
+                config.width, epsilon=config.norm_epsilon, use_bias=config.norm_bias
+            )

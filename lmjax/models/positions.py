@@ -1,11 +1,16 @@
-"""Rotary position embedding (Su et al. 2021), half-split layout as in Llama."""
+"""Where a token stands: by rotation of queries and keys, or a learned vector."""
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from lmjax.config.schema import ModelConfig, PositionKind
 
 
 def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:
     """Rotates each pair (x[i], x[i + H/2]) by position * theta^(-2i/H).
+
+    Rotary position embedding (Su et al. 2021), in the half-split layout of Llama.
 
     Args:
       x_BLNH: queries or keys; H must be even.
@@ -19,3 +24,35 @@ def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Arra
     first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x_BLNH.dtype)
+
+
+class LearnedPositions(nnx.Module):
+    """One vector for each position up to `max_length`, added to the embedding.
+
+    They start with half the deviation of the embedding, as in GPT-2 (Radford et al.
+    2019).
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        shape = (config.max_length, config.width)
+        table = jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.table = nnx.Param(0.5 * config.width**-0.5 * table, names=(None, "embed"))
+        self.dtype = dtype
+
+    def __call__(self, x_BLD: jax.Array, positions_BL: jax.Array | None) -> jax.Array:
+        """x + the vectors of the positions, by default 0 to L - 1."""
+        table = self.table[...].astype(self.dtype)
+        if positions_BL is None:
+            return x_BLD + table[: x_BLD.shape[1]]
+        return x_BLD + table[positions_BL]
+
+
+def make_positions(
+    config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> LearnedPositions | None:
+    """What is added to the embedding; None where queries and keys are rotated."""
+    match config.positions:
+        case PositionKind.ROPE:
+            return None
+        case PositionKind.LEARNED:
+            return LearnedPositions(config, dtype, rngs)

@@ -63,7 +63,7 @@ def run_stack(
     if scan:
         return jax.lax.scan(layer, x, (state, per_layer))
     outputs = []
-    for inputs in _unstack((state, per_layer)):
+    for inputs in unstack((state, per_layer)):
         x, output = layer(x, inputs)
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *outputs)
@@ -76,7 +76,7 @@ def use_scan(layout: LayerLayout, num_layers: int, platform: str) -> bool:
     return layout is LayerLayout.SCAN
 
 
-def _unstack(tree: Any) -> list[Any]:
+def unstack(tree: Any) -> list[Any]:
     """One tree per layer.
 
     Uses split, whose transpose is one concatenation; the transpose of indexing would

@@ -1,4 +1,4 @@
-"""The transformer, causal or bidirectional: pre-norm, rotary, grouped queries."""
+"""The transformer, causal or bidirectional: pre-norm, grouped queries."""
 
 import dataclasses
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmjax.config.schema import Backbone, ModelConfig, Remat
+from lmjax.config.schema import Backbone, ModelConfig, PositionKind, Remat
 from lmjax.core.types import KeyValueCache
 from lmjax.models.attention import Attention, Rows
 from lmjax.models.attention_kernels import AttentionFunction
 from lmjax.models.linear import dropout
 from lmjax.models.mlp import MLP
 from lmjax.models.norms import make_norm
+from lmjax.models.positions import LearnedPositions, make_positions
 from lmjax.models.stack import make_stack, run_stack
 
 
@@ -22,6 +23,7 @@ class Setting:
 
     Attributes:
       vocab_size: rows of the embedding, padding included.
+      num_ids: rows without padding, which starts at zero and stays there; 0: all.
       unpredictable: ids that are never predicted.
       causal: whether a position sees only those before it.
       attend: implementation of attention.
@@ -36,7 +38,13 @@ class Setting:
     attend: AttentionFunction
     scan: bool = False
     remat: Remat = Remat.NONE
+    num_ids: int = 0
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype("float32"))
+
+
+def head_width(config: ModelConfig) -> int:
+    """H, the numbers of one head of attention."""
+    return config.head_width or config.width // config.num_heads
 
 
 def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Attention:
@@ -45,9 +53,10 @@ def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Att
         width=config.width,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads or config.num_heads,
+        head_width=head_width(config),
         causal=setting.causal,
         attend=setting.attend,
-        rope_theta=config.rope_theta,
+        rope_theta=config.rope_theta if config.positions is PositionKind.ROPE else 0.0,
         qk_norm=config.qk_norm,
         norm_epsilon=config.norm_epsilon,
         use_bias=config.attention_bias,
@@ -84,6 +93,8 @@ class Vocabulary(nnx.Module):
             table = jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
         else:
             table = jax.random.normal(key, shape, jnp.float32)
+        if setting.num_ids:
+            table = table.at[setting.num_ids :].set(0.0)
         self.table = nnx.Param(table * config.width**-0.5, names=("vocab", "embed"))
         zeros = jnp.zeros(shape, jnp.float32)
         untied = nnx.Param(zeros, names=("vocab", "embed"))
@@ -135,16 +146,29 @@ class Block(nnx.Module):
         y_BLD = self.mlp(self.mlp_norm(x_BLD))
         return x_BLD + dropout(y_BLD, self.dropout_rate, keys[1])
 
-    def extend(
-        self, x_BLD: jax.Array, positions_BL: jax.Array, cache: KeyValueCache
-    ) -> tuple[jax.Array, KeyValueCache]:
-        """One layer of `Transformer.extend`; the cache without its layer dimension."""
-        y_BLD, keys, values = self.attention.extend(
-            self.attention_norm(x_BLD), positions_BL, *cache
+    def read(
+        self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The layer over prompts; also their keys and values, see `Attention.read`."""
+        y_BLD, keys, values = self.attention.read(
+            self.attention_norm(x_BLD), positions_BL, segments_BL
         )
         x_BLD = x_BLD + y_BLD
-        x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        return x_BLD, KeyValueCache(keys, values)
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), keys, values
+
+    def extend(
+        self,
+        x_B1D: jax.Array,
+        positions_B1: jax.Array,
+        slot: jax.Array,
+        cache: KeyValueCache,
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """The layer over one more token of each row, see `Attention.extend`."""
+        y_B1D, cache = self.attention.extend(
+            self.attention_norm(x_B1D), positions_B1, slot, cache
+        )
+        x_B1D = x_B1D + y_B1D
+        return x_B1D + self.mlp(self.mlp_norm(x_B1D)), cache
 
 
 class Transformer(nnx.Module):
@@ -152,6 +176,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, setting: Setting, rngs: nnx.Rngs):
         self.vocabulary = Vocabulary(config, setting, rngs)
+        self.positions = make_positions(config, setting.dtype, rngs)
         self.blocks = make_stack(
             lambda rngs: Block(config, setting, rngs), config.num_layers, rngs
         )
@@ -170,9 +195,8 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         del sigma_B  # only a DiT is told the noise level
         rows = Rows(lengths_B, segments_BL, positions_BL)
-        x_BLD, keys = embed_with_dropout(
-            self.vocabulary, tokens_BL, self.config, dropout_key
-        )
+        x_BLD = embed(self.vocabulary, self.positions, tokens_BL, positions_BL)
+        x_BLD, keys = drop_embedding(x_BLD, self.config, dropout_key)
         x_BLD, _ = run_stack(
             self.blocks,
             lambda block, x, key: (block(x, rows, dropout_key=key), None),
@@ -187,45 +211,22 @@ class Transformer(nnx.Module):
         """See `Vocabulary.logits`."""
         return self.vocabulary.logits(hidden)
 
-    def empty_cache(self, batch_size: int, length: int) -> KeyValueCache:
-        """A cache for `length` positions of `batch_size` rows."""
-        config = self.config
-        num_kv_heads = config.num_kv_heads or config.num_heads
-        head_width = config.width // config.num_heads
-        shape = (config.num_layers, batch_size, length, num_kv_heads, head_width)
-        zeros = jnp.zeros(shape, self.setting.dtype)
-        return KeyValueCache(zeros, zeros)
 
-    def extend(
-        self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: KeyValueCache
-    ) -> tuple[jax.Array, KeyValueCache]:
-        """Hidden states [B, L, D] of new tokens, and the cache with them in it.
-
-        Only for causal models. `positions_BL` places each token; a row's earlier
-        positions must be in the cache already.
-        """
-        return run_stack(
-            self.blocks,
-            lambda block, x, layer_cache: block.extend(x, positions_BL, layer_cache),
-            self.vocabulary.embed(tokens_BL),
-            cache,
-            scan=self.setting.scan,
-            remat=Remat.NONE,
-        )
-
-    def finish(self, x_BLD: jax.Array) -> jax.Array:
-        """The final norm, for hidden states that come from `extend`."""
-        return self.final_norm(x_BLD)
-
-
-def embed_with_dropout(
+def embed(
     vocabulary: Vocabulary,
+    positions: LearnedPositions | None,
     tokens_BL: jax.Array,
-    config: ModelConfig,
-    dropout_key: jax.Array | None,
+    positions_BL: jax.Array | None,
+) -> jax.Array:
+    """Vectors [B, L, D] of the tokens and, where they are learned, of the positions."""
+    x_BLD = vocabulary.embed(tokens_BL)
+    return x_BLD if positions is None else positions(x_BLD, positions_BL)
+
+
+def drop_embedding(
+    x_BLD: jax.Array, config: ModelConfig, dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Embedded tokens, and one dropout key per layer where a key is given."""
-    x_BLD = vocabulary.embed(tokens_BL)
     if dropout_key is None or config.dropout == 0.0:
         return x_BLD, None
     embedding_key, layers_key = jax.random.split(dropout_key)
