@@ -175,7 +175,7 @@ def train_nano(variant: str) -> float:
     counts = types.SimpleNamespace(windows=1000, tokens=64_000, words=50_000)
     records = types.SimpleNamespace(source="text", counts=counts)
     train = types.SimpleNamespace(counts=counts, records=[records])
-    run = experiment.build_run(config, system, types.SimpleNamespace(train=train))
+    run = training_run.build_run(config, system, types.SimpleNamespace(train=train))
     state = run.state_maker.make(jax.random.key(0))
     batch = synthetic(config.train.batch_size, config.data.sequence_length, token=9)
     step = jax.jit(run.step, donate_argnums=0)

@@ -48,7 +48,7 @@ def main() -> None:
     system = experiment.build_system(config, prepared.tokenizer)
     with RunFolder.open(arguments.run, config, prepared, read_only=True) as folder:
         params = folder.restore_params(system)
-    batches = list(experiment.eval_batches(config, prepared, arguments.batches))
+    batches = list(training_run.eval_batches(config, prepared, arguments.batches))
     values = {}
     for masks in ESTIMATORS:
         objective = dataclasses.replace(system.objective, evaluation=masks)

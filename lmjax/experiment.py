@@ -1,20 +1,18 @@
 """Composition root: a Config becomes objects, and after this nobody reads its choices.
 
-`System` is what every mode needs: tokenizer, model, objective, mesh. `Run` is what
-training adds: the length of everything in steps, the optimizer, the compiled step.
+`System` is what every mode needs: tokenizer, model, objective, mesh. What training adds
+to it stands in `training_run`.
 """
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from absl import logging
 from jax.sharding import Mesh
 
 from lmjax.assembly import build_objective, build_sampler
@@ -23,16 +21,14 @@ from lmjax.config.schema import (
     AutoregressiveConfig,
     Config,
     DataConfig,
+    FirstInput,
     GenerateConfig,
     MaskedDiffusionConfig,
     Packing,
     Parameterization,
     Precision,
 )
-from lmjax.core import durations
 from lmjax.core.errors import ConfigError
-from lmjax.data import pipeline
-from lmjax.data.batch import Batch
 from lmjax.data.mixing import Mixture
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.data.preparation.prepare import prepare
@@ -45,15 +41,11 @@ from lmjax.data.tokenization.tokenizers import SpecialIds, Tokenizer
 from lmjax.models import stack
 from lmjax.models.attention_kernels import AttentionChoice, choose_attention
 from lmjax.models.build import Model, build_model, padded_vocab_size
-from lmjax.models.transformer import Setting
+from lmjax.models.transformer import Setting, head_width
+from lmjax.objectives.autoregressive import Autoregressive
 from lmjax.objectives.base import Objective
-from lmjax.optim.learning_rates import learning_rate
-from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel.mesh import build_mesh
 from lmjax.sampling.prompts import Generator
-from lmjax.train.loop import Intervals
-from lmjax.train.state import StateMaker
-from lmjax.train.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,20 +59,6 @@ class System:
     model: Model
     objective: Objective
     num_predictable: int  # ids a model can predict: ln of it is the first loss
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training run: its lengths in steps, its optimizer and its step."""
-
-    scale: durations.RunScale
-    intervals: Intervals
-    warmup_steps: int
-    num_microbatches: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    step: TrainStep
-    state_maker: StateMaker
 
 
 def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
@@ -105,7 +83,7 @@ def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
         valid = find_sources(data.valid, "valid", "data.valid", fetch=fetch)
     names = sorted(source.name for source in train)
     Mixture.parse(data.weights, data.max_epochs, names)  # a slip is told at once
-    return prepare(
+    prepared = prepare(
         data,
         config.tokenizer,
         config.cleaning,
@@ -114,6 +92,16 @@ def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:
         valid=valid,
         repair=repair,
     )
+    words = prepared.train.counts.words
+    if 0 < data.max_words < words:
+        raise ConfigError(
+            f"the training text has {words:,} words, and {data.max_words:,} are "
+            "allowed",
+            where=f"data.train={data.train}, data.max_words",
+            remedy="leave files out, hold out more (data.valid_fraction), or choose "
+            "the recipe of a larger track",
+        )
+    return prepared
 
 
 def build_system(
@@ -137,18 +125,20 @@ def build_system(
         config.model.attention,
         device=device,
         causal=causal,
-        head_width=config.model.width // config.model.num_heads,
+        head_width=head_width(config.model),
         length=config.data.sequence_length,
         dtype=dtype,
         segments=config.data.document_mask,
     )
-    rows = padded_vocab_size(tokenizer.vocab_size)
+    num_ids = max(tokenizer.vocab_size, config.model.vocab_size)
+    rows = padded_vocab_size(num_ids)
     never = {*tokenizer.unpredictable, *range(tokenizer.vocab_size, rows)}
     predictable = np.setdiff1d(np.arange(rows, dtype=np.int32), list(never))
     if _predicts_mask(config):
         never.discard(tokenizer.special.mask)
     setting = Setting(
         vocab_size=rows,
+        num_ids=num_ids,
         unpredictable=tuple(sorted(never)),
         causal=causal,
         attend=attention.function,
@@ -166,7 +156,7 @@ def build_system(
         model=build_model(config.model, setting),
         objective=build_objective(
             config,
-            bos_id=tokenizer.special.bos,
+            bos_id=first_input(config.objective, tokenizer.special),
             mask_id=tokenizer.special.mask,
             predictable=predictable,
             token_counts=_token_counts(config, prepared, rows),
@@ -175,105 +165,14 @@ def build_system(
     )
 
 
-def build_run(config: Config, system: System, prepared: Prepared) -> Run:
-    """Lengths, optimizer and step of a training run."""
-    scale = run_scale(config, prepared)
-    total = scale.total_steps
-
-    def steps(duration: str) -> int:
-        return durations.to_steps(duration, scale)
-
-    warmup_steps = steps(config.optim.warmup)
-    if warmup_steps >= total:
-        logging.warning(
-            "the warm-up (%d steps) is as long as the run (%d): the learning rate "
-            "never reaches its peak; lower optim.warmup",
-            warmup_steps,
-            total,
-        )
-    schedule = learning_rate(
-        config.optim,
-        total_steps=total,
-        warmup_steps=warmup_steps,
-        decay_steps=max(1, steps(config.optim.decay)),
-    )
-    optimizer = build_optimizer(config.optim, schedule)
-    batch_size = config.train.batch_size
-    num_microbatches = batch_size // (config.train.microbatch_size or batch_size)
-    return Run(
-        scale=scale,
-        intervals=Intervals(
-            total=total,
-            log=max(1, steps(config.log.every)),
-            evaluate=steps(config.evaluate.every),
-            generate=steps(config.generate.every),
-            save=steps(config.checkpoint.every),
-        ),
-        warmup_steps=warmup_steps,
-        num_microbatches=num_microbatches,
-        schedule=schedule,
-        optimizer=optimizer,
-        step=TrainStep(
-            bind=system.model.bind,
-            objective=system.objective,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=config.optim.ema_decay,
-            num_microbatches=num_microbatches,
-            use_dropout=config.model.dropout > 0,
-            seed=config.seed,
-            total_steps=total,
-        ),
-        state_maker=StateMaker(
-            init=system.model.init,
-            names=system.model.names,
-            optimizer=optimizer,
-            use_ema=config.optim.ema_decay > 0,
-            mesh=system.mesh,
-        ),
-    )
-
-
-def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
-    """What a step and an epoch of this corpus are worth, and the run's length."""
-    batch_size = config.train.batch_size
-    counts = [records.counts for records in prepared.train.records]
-    windows = np.array([count.windows for count in counts])
-    mix = mixture(config, prepared)
-    drawn = batch_size * mix.shares(windows) / windows  # of each source, per step
-    drawn *= pipeline.kept_share(config.data.sequence_length, config.data.random_length)
-    scale = durations.RunScale(
-        steps_per_epoch=windows[mix.weights > 0].sum() / batch_size,
-        tokens_per_step=float(drawn @ [count.tokens for count in counts]),
-        words_per_step=float(drawn @ [count.words for count in counts]),
-    )
-    total = durations.to_steps(config.train.budget, scale)
-    most = mix.num_windows(windows) // batch_size
-    if total > most:
-        raise ConfigError(
-            f"the run takes {total:,} steps, but data.max_epochs leaves text for "
-            f"{most:,.0f}",
-            where=f"train.budget={config.train.budget!r}",
-            remedy=f'--config.train.budget="{most:.0f} steps", or allow more passes in '
-            "data.max_epochs"
-            if most
-            else "lower train.batch_size, or allow more passes in data.max_epochs",
-        )
-    return dataclasses.replace(scale, total_steps=total)
-
-
-def mixture(config: Config, prepared: Prepared) -> Mixture:
-    """How training draws from the sources of the training split."""
-    sources = [records.source for records in prepared.train.records]
-    return Mixture.parse(config.data.weights, config.data.max_epochs, sources)
-
-
 def build_generator(
     config: GenerateConfig, data: DataConfig, system: System, *, max_length: int
 ) -> Generator:
     """Writes texts with the sampler that goes with the objective."""
     special = system.tokenizer.special
     opening, first = document_opening(data, special), special.bos
+    if isinstance(system.objective, Autoregressive):
+        first = system.objective.bos_id
     if data.document_mask and data.packing is not Packing.DOCUMENTS:
         # Then a document sees nothing of the one before: not its end, but for a causal
         # model, which reads that as the document's first input.
@@ -295,6 +194,17 @@ def build_generator(
     )
 
 
+def first_input(objective: object, special: SpecialIds) -> int:
+    """What a causal model reads before every window; BOS of all others."""
+    if not isinstance(objective, AutoregressiveConfig):
+        return special.bos
+    match objective.first_input:
+        case FirstInput.BOS:
+            return special.bos
+        case FirstInput.EOS:
+            return special.eos
+
+
 def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:
     """What stands before a document's text: the end of another, and its own BOS.
 
@@ -302,37 +212,6 @@ def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:
     """
     end = () if data.packing is Packing.DOCUMENTS else (special.eos,)
     return (*end, special.bos) if data.bos else end
-
-
-def train_batches(
-    config: Config, prepared: Prepared, start_step: int
-) -> Iterator[Batch]:
-    """This host's training batches from `start_step` on."""
-    return pipeline.train_batches(
-        prepared,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        mixture=mixture(config, prepared),
-        document_mask=config.data.document_mask,
-        random_length=config.data.random_length,
-        start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def eval_batches(
-    config: Config, prepared: Prepared, num_batches: int
-) -> Iterator[Batch]:
-    """This host's held-out batches; 0 means all."""
-    return pipeline.eval_batches(
-        prepared,
-        batch_size=config.evaluate.batch_size or config.train.batch_size,
-        num_batches=num_batches,
-        document_mask=config.data.document_mask,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def _sample_file(data: DataConfig) -> pathlib.Path:

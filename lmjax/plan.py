@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lmjax import experiment
+from lmjax import training_run
 from lmjax.config.fields import kind_name
 from lmjax.config.schema import (
     Backbone,
@@ -22,7 +22,8 @@ from lmjax.core import trees
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor.flops import flops_per_token
 from lmjax.doctor.memory import device_bytes, format_bytes
-from lmjax.experiment import Run, System
+from lmjax.experiment import System
+from lmjax.training_run import Run
 
 
 def matmul_params(system: System) -> int:
@@ -139,7 +140,7 @@ def _mixture(config: Config, prepared: Prepared, total_steps: int) -> str:
     records = prepared.train.records
     windows = np.array([each.counts.windows for each in records])
     draws = config.train.batch_size * total_steps
-    passes = experiment.mixture(config, prepared).draws(windows, draws) / windows
+    passes = training_run.mixture(config, prepared).draws(windows, draws) / windows
     return "passes over " + ", ".join(
         f"{each.source} {count:.2f}"
         for each, count in zip(records, passes, strict=True)

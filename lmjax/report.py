@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 
-from lmjax import experiment
+from lmjax import experiment, training_run
 from lmjax.assembly import pair_objective
 from lmjax.config.schema import SAMPLE_CORPUS, Config
 from lmjax.core import trees
 from lmjax.core.files import replacing
+from lmjax.core.types import PyTree
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.data.sample import pairs as sample_pairs
@@ -20,7 +21,6 @@ from lmjax.evaluate.likelihood import Scorer
 from lmjax.evaluate.minimal_pairs import Pair, evaluate_pairs
 from lmjax.experiment import System
 from lmjax.train.progress import Progress
-from lmjax.train.state import TrainState
 
 
 def make(
@@ -28,12 +28,15 @@ def make(
     prepared: Prepared,
     system: System,
     scorer: Scorer,
-    state: TrainState,
+    params: PyTree,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Evaluates on all held-out text; the content of report.json."""
-    batches = experiment.eval_batches(config, prepared, num_batches=0)
-    params = state.evaluation_params
+    """Evaluates on all held-out text; the content of report.json.
+
+    Args:
+      progress: what these parameters have seen.
+    """
+    batches = training_run.eval_batches(config, prepared, num_batches=0)
     found = scorer.evaluate(params, batches, draws=config.evaluate.draws)
     found_all = found.pop(-1)
     summary = {

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from lmjax import experiment, modes
+from lmjax import experiment, modes, training_run
 from lmjax.config import checks
 from lmjax.config.schema import (
     AutoregressiveConfig,
@@ -164,7 +164,7 @@ def test_a_bad_config_is_refused_before_anything_is_trained(
     def never(*_: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(experiment, "train_batches", never)
+    monkeypatch.setattr(training_run, "train_batches", never)
     with pytest.raises(UserError) as error:
         _run(modes.train, corpus, tmp_path / "run", **changes)
     assert error.value.status == status
@@ -301,7 +301,7 @@ class _FullDisk:
 def test_a_full_disk_ends_the_run_and_its_last_checkpoint_stands(
     corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, batches = tmp_path / "run", experiment.train_batches
+    run, batches = tmp_path / "run", training_run.train_batches
     with monkeypatch.context() as patch:
         disk = _FullDisk(patch)
 
@@ -310,7 +310,7 @@ def test_a_full_disk_ends_the_run_and_its_last_checkpoint_stands(
                 disk.full = number == 4
                 yield batch
 
-        patch.setattr(experiment, "train_batches", fill_up_in_step_four)
+        patch.setattr(training_run, "train_batches", fill_up_in_step_four)
         with pytest.raises(UserError) as error:
             _run(modes.train, corpus, run)
     assert error.value.status == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lmjax import experiment
+from lmjax import experiment, training_run
 from lmjax.config import checks, fields, load, presets, serialize
 from lmjax.config.schema import Config
 from lmjax.data.batch import synthetic
@@ -61,7 +61,7 @@ def test_one_step_of_the_config_fits_together(spelling: str) -> None:
         train=types.SimpleNamespace(counts=counts, records=[records])
     )
     system = experiment.build_system(config, tokenizer, jax.devices()[:1])
-    run = experiment.build_run(config, system, prepared)
+    run = training_run.build_run(config, system, prepared)
     state = run.state_maker.abstract()
     batch = synthetic(
         config.train.batch_size,

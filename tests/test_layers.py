@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lmjax"
 ORDER = (
     "main",
     "modes",
-    "plan report run_folder",
+    "plan report starting_weights",
+    "run_folder training_run",
     "experiment",
     "assembly",
     "train evaluate export doctor",
@@ -29,7 +30,13 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms.split()
 # The one batch type and nothing else of the data room: the loop is handed the rest.
 TRAIN_MAY_NOT_IMPORT = ("lmjax.models", "lmjax.evaluate", "lmjax.data.")
 TRAIN_MAY_IMPORT = ("lmjax.data.batch",)
-JIT = ("train/state.py", "train/step.py", "evaluate/likelihood.py", "doctor/flops.py")
+JIT = (
+    "train/state.py",
+    "train/step.py",
+    "evaluate/likelihood.py",
+    "evaluate/probes.py",
+    "doctor/flops.py",
+)
 FLAGS = ("absl.flags", "absl.app", "ml_collections", "argparse")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 420, 90
 
@@ -100,7 +107,11 @@ def _compiles(files: Files) -> set[str]:
         for node in ast.walk(ast.parse(source)):
             holder = getattr(getattr(node, "value", None), "id", "")
             name = getattr(node, "attr", "")
-            names = [alias.name for alias in getattr(node, "names", [])]
+            names = [
+                alias.name
+                for alias in getattr(node, "names", [])
+                if isinstance(alias, ast.alias)
+            ]
             if holder == "jax" and name == "jit":
                 if not path.startswith(("sampling/", *JIT)):
                     found.add(path)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import experiment, modes
+from lmjax import experiment, modes, training_run
 from lmjax.config import checks, fields, load
 from lmjax.config.presets import OBJECTIVES
 from lmjax.config.schema import (
@@ -185,7 +185,7 @@ def finished(
 
 def _interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C while the batch of step `number` is fetched."""
-    batches = experiment.train_batches
+    batches = training_run.train_batches
 
     def interrupted(*arguments: Any) -> Iterator[Batch]:
         for index, batch in enumerate(batches(*arguments), start=1):
@@ -193,7 +193,7 @@ def _interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
-    monkeypatch.setattr(experiment, "train_batches", interrupted)
+    monkeypatch.setattr(training_run, "train_batches", interrupted)
 
 
 def _lines(run: Path, split: str) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ def _saved(run: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """All arrays of the newest checkpoint by path, and its progress."""
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer)
-    abstract = experiment.build_run(config, system, prepared).state_maker.abstract()
+    abstract = training_run.build_run(config, system, prepared).state_maker.abstract()
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     step = checkpoints.latest()
     leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(step, abstract))
@@ -296,7 +296,7 @@ def test_a_finished_run_started_again_is_evaluated_and_not_trained(
         raise AssertionError("a batch was fetched")
         yield
 
-    monkeypatch.setattr(experiment, "train_batches", nothing)
+    monkeypatch.setattr(training_run, "train_batches", nothing)
     before = _saved(run, finished.config)
     modes.train(finished.again(), run)
     after = _saved(run, finished.config)
@@ -431,7 +431,8 @@ def test_the_command_stops_at_a_signal_and_goes_on_when_run_again(
     step = max(int(path.name) for path in (run / "checkpoints").iterdir())
 
     budget = f"--config.train.budget={step + 5} steps"
-    process = _start(f"--workdir={run}", budget)
+    extend = "--config.optim.on_extend=rescale"
+    process = _start(f"--workdir={run}", budget, extend)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert f"after step {step:,}" in told

@@ -7,6 +7,7 @@ of them is wrong.
 
 import enum
 import math
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,4 +193,10 @@ def _check_devices(
 
 
 def _default(name: str) -> str:
-    return fields.spell(fields.values(Config())[name])
+    """The default of a field, of whichever kind of a section has it."""
+    kinds = typing.get_type_hints(Config)["objective"]
+    for objective in fields.section_classes(kinds):
+        values = fields.values(Config(objective=objective()))
+        if name in values:
+            return fields.spell(values[name])
+    raise KeyError(name)

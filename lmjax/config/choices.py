@@ -66,6 +66,20 @@ class MLPKind(enum.Enum):
     GELU = "gelu"
 
 
+class OnExtend(enum.Enum):
+    """The learning rate of a run that goes on with another length than it began with.
+
+    refuse lets no run go on whose learning rate would jump. rescale takes that of a run
+    of the new length. hold takes that of the first length, and beyond it the minimum.
+    rewarm warms up again where the run goes on, and ends with the new length.
+    """
+
+    REFUSE = "refuse"
+    RESCALE = "rescale"
+    HOLD = "hold"
+    REWARM = "rewarm"
+
+
 class AttentionKind(enum.Enum):
     """Implementation of attention; AUTO picks by device, mask and head width."""
 
@@ -91,11 +105,25 @@ class Backbone(enum.Enum):
     DIT = "dit"
 
 
+class PositionKind(enum.Enum):
+    """How a model knows where a token stands."""
+
+    ROPE = "rope"  # queries and keys are rotated
+    LEARNED = "learned"  # a vector of each position is added to the embedding
+
+
 class NormKind(enum.Enum):
-    """Normalisation of a model; neither has a bias."""
+    """Normalisation of a model."""
 
     RMS = "rms"
     LAYER = "layer"
+
+
+class FirstInput(enum.Enum):
+    """What a causal model reads before the first token of a window."""
+
+    BOS = "bos"
+    EOS = "eos"  # as models do whose BOS is their EOS: GPT-2, SmolLM2
 
 
 class ScheduleKind(enum.Enum):
@@ -155,6 +183,32 @@ class Estimator(enum.Enum):
     DISCRETE = "discrete"  # the bound of a process in evaluate.steps steps
 
 
+class ZeroShotBackend(enum.Enum):
+    """How a model scores the candidates of a zero-shot item."""
+
+    AUTO = "auto"  # causal for causal models, mlm for masked diffusion
+    CAUSAL = "causal"  # the chain rule, from left to right
+    MLM = "mlm"  # each token given all others (pseudo-log-likelihood)
+    MLM_UNTIMED = "mlm_untimed"  # the same, a time-conditioned model told sigma 0
+    MNTP = "mntp"  # the same, read one position before the mask
+    ELBO = "elbo"  # the bound of masked diffusion, over evaluate.elbo_draws masks
+    CHAIN = "chain"  # each token given those before it, all after it masked
+
+
+class Ties(enum.Enum):
+    """What becomes of an item whose best candidates score alike."""
+
+    WRONG = "wrong"  # it is wrong, and so is one with a NaN
+    OFFICIAL = "official"  # a draw among the best, NaN being -inf, as BabyLM's pipeline
+
+
+class LongItems(enum.Enum):
+    """What becomes of an item that is longer than the model's context."""
+
+    REFUSE = "refuse"  # an error that names it
+    TRUNCATE = "truncate"  # the beginning of what stands before its completions goes
+
+
 class SamplerKind(enum.Enum):
     """How text is written."""
 
@@ -207,3 +261,39 @@ class Remat(enum.Enum):
     NONE = "none"
     DOTS = "dots"
     FULL = "full"
+
+
+class Architecture(enum.Enum):
+    """Class of transformers that an exported model is for."""
+
+    AUTO = "auto"  # the first of the next four that holds the model, else remote for
+    # diffusion, else an error
+    LLAMA = "llama"
+    QWEN3 = "qwen3"  # Llama with norms of queries and keys
+    ARCEE = "arcee"  # Llama without a gate in its mlp; transformers 4.53 and newer
+    GPT2 = "gpt2"
+    REMOTE = "remote"  # lmjax's own, whose code stands beside the weights
+
+
+class ExportDtype(enum.Enum):
+    """Number type of exported weights."""
+
+    FLOAT32 = "float32"  # as trained
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Push(enum.Enum):
+    """What becomes of an export on the Hugging Face hub."""
+
+    OFF = "off"
+    DRY_RUN = "dry_run"  # says what would be uploaded, without a network
+    UPLOAD = "upload"
+
+
+class AcquisitionEdition(enum.Enum):
+    """BabyLM's formula for ages of acquisition: how words are asked, and scored."""
+
+    EDITION_2025 = "2025"  # alone, after BOS; chance is 18.2; fits without bounds
+    EDITION_2026 = "2026"  # in their contexts; chance is ln(vocabulary) per token; a
+    # correlation with p > 0.1 counts as 0 (July 2026)

@@ -27,6 +27,12 @@ DEFAULT_SIZE = "small"
 SAMPLE = "sample"  # the variant that trains on the built-in corpus
 
 
+MILLION = 10**6
+# The words seen at which BabyLM compares models: 19 of them, and 28.
+SMALL_MILESTONES = (*range(1, 10), *range(10, 101, 10))
+MILESTONES = (*SMALL_MILESTONES, *range(200, 1001, 100))
+
+
 def nano() -> ModelConfig:
     """A model that a CPU trains in minutes."""
     return ModelConfig(
@@ -63,12 +69,28 @@ SIZES: dict[str, Callable[[], ModelConfig]] = {
 }
 
 
+def strict_small(config: Config) -> None:
+    """The track strict-small: 10M words of text, 100M seen, 19 milestones."""
+    _use_track(config, 10, SMALL_MILESTONES)
+
+
+def strict(config: Config) -> None:
+    """The track strict: 100M words of text, 1B seen, 28 milestones."""
+    _use_track(config, 100, MILESTONES)
+
+
+TRACKS: dict[str, Callable[[Config], None]] = {
+    "strict_small": strict_small,
+    "strict": strict,
+}
+
+
 def babylm(variants: Sequence[str] = ()) -> Config:
     """The BabyLM recipe: masked diffusion of size small, unless variants say otherwise.
 
     Args:
-      variants: names in any order, at most one of `OBJECTIVES` and one of `SIZES`,
-        and "sample" for the built-in corpus; blanks are left out.
+      variants: names in any order, at most one of `OBJECTIVES`, one of `SIZES` and one
+        of `TRACKS`, and "sample" for the built-in corpus; blanks are left out.
 
     Raises:
       ConfigError: on an unknown variant, and on two that exclude each other.
@@ -86,6 +108,8 @@ def babylm(variants: Sequence[str] = ()) -> Config:
         _train_nano(config)
     if sample:
         _use_sample_corpus(config)
+    if track := _choose("tracks", names, TRACKS, ""):
+        TRACKS[track](config)
     return config
 
 
@@ -155,8 +179,25 @@ def _use_sample_corpus(config: Config) -> None:
     config.generate.max_new_tokens = 48
 
 
+def _use_track(config: Config, words: int, milestones: Sequence[int]) -> None:
+    """The rules of a BabyLM track, which a run then can't break.
+
+    Args:
+      words: millions of words of text, which may be seen ten times.
+      milestones: in millions of words seen.
+    """
+    # A document opens with BOS, as evaluation gives each sentence to the model.
+    config.data.bos = True
+    config.data.max_words = words * MILLION
+    config.data.max_epochs = ("10",)
+    config.data.valid_fraction = 0.01
+    config.train.budget = "10 epochs"
+    config.train.max_words = 10 * words * MILLION
+    config.checkpoint.milestones = tuple(f"{each}M words" for each in milestones)
+
+
 def _reject_unknown(names: Sequence[str]) -> None:
-    known = [*OBJECTIVES, *SIZES, SAMPLE]
+    known = [*OBJECTIVES, *SIZES, *TRACKS, SAMPLE]
     unknown = [name for name in names if name not in known]
     if not unknown:
         return
@@ -168,7 +209,7 @@ def _reject_unknown(names: Sequence[str]) -> None:
         remedy=f"did you mean {', '.join(meant)}? "
         * bool(meant)
         + f"objectives: {', '.join(OBJECTIVES)}; sizes: {', '.join(SIZES)}; "
-        f"corpus: {SAMPLE}",
+        f"tracks: {', '.join(TRACKS)}; corpus: {SAMPLE}",
     )
 
 

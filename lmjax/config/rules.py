@@ -1,6 +1,7 @@
 """What must hold of numbers, and among several fields: tables, applied by `checks`."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from lmjax.config.schema import (
@@ -8,7 +9,10 @@ from lmjax.config.schema import (
     DataFormat,
     DiffusionConfig,
     LearningRateKind,
+    NormKind,
     Packing,
+    PositionKind,
+    Push,
     TokenizerKind,
 )
 from lmjax.core import durations
@@ -29,6 +33,7 @@ RANGES = {
     "data.sample_words": "[1, inf)",
     "data.valid_fraction": "(0, 0.5]",
     "data.valid_words": "[0, inf)",
+    "data.max_words": "[0, inf)",
     "data.sequence_length": "[2, inf)",
     "data.stride": "[0, inf)",
     "data.random_length": "[0, 1]",
@@ -40,11 +45,13 @@ RANGES = {
     "model.width": "[1, inf)",
     "model.num_heads": "[1, inf)",
     "model.num_kv_heads": "[0, inf)",
+    "model.head_width": "[0, inf)",
     "model.mlp_width": "[1, inf)",
     "model.max_length": "[1, inf)",
     "model.rope_theta": "(0, inf)",
     "model.norm_epsilon": "(0, inf)",
     "model.dropout": "[0, 1)",
+    "model.vocab_size": "[0, inf)",
     "model.condition_width": "[1, inf)",
     "objective.schedule_power": "(0, inf)",
     "objective.sigma_min": "(0, inf)",
@@ -67,6 +74,7 @@ RANGES = {
     "optim.epsilon": "(0, inf)",
     "optim.clip_norm": "[0, inf)",
     "optim.ema_decay": "[0, 1)",
+    "train.max_words": "[0, inf)",
     "train.batch_size": "[1, inf)",
     "train.microbatch_size": "[0, inf)",
     "train.loss_chunk_tokens": "[1, inf)",
@@ -77,6 +85,8 @@ RANGES = {
     "evaluate.steps": "[1, inf)",
     "evaluate.judge_samples": "[2, inf)",
     "evaluate.minimal_pairs": "[0, inf)",
+    "evaluate.elbo_draws": "[1, inf)",
+    "evaluate.bootstrap": "[1, inf)",
     "generate.num_samples": "[0, inf)",
     "generate.max_new_tokens": "[1, inf)",
     "generate.temperature": "[0, inf)",
@@ -113,17 +123,34 @@ class Rule:
 
 RULES = (
     Rule(
-        ("model.width", "model.num_heads"),
-        lambda width, heads: width % heads == 0,
+        ("model.width", "model.num_heads", "model.head_width"),
+        lambda width, heads, head: head > 0 or width % heads == 0,
         "must be a multiple of model.num_heads={1}",
-        "change either; heads of 64 are usual",
+        "change either; heads of 64 are usual; or set model.head_width",
     ),
     Rule(
-        ("model.width", "model.num_heads"),
-        lambda width, heads: width % heads != 0 or width // heads % 2 == 0,
+        ("model.width", "model.num_heads", "model.head_width", "model.positions"),
+        lambda width, heads, head, positions: (
+            head > 0
+            or positions is not PositionKind.ROPE
+            or width % heads != 0
+            or width // heads % 2 == 0
+        ),
         "must be an even multiple of model.num_heads={1}, for rotary positions turn "
         "pairs of numbers in each head",
         "change either; heads of 64 are usual",
+    ),
+    Rule(
+        ("model.head_width", "model.positions"),
+        lambda head, positions: positions is not PositionKind.ROPE or head % 2 == 0,
+        "must be even, for rotary positions turn pairs of numbers in each head",
+        "64 is usual; 0 takes model.width / model.num_heads",
+    ),
+    Rule(
+        ("model.norm_bias", "model.norm"),
+        lambda bias, norm: not bias or norm is NormKind.LAYER,
+        "is for layer normalisation, but model.norm={1.value}",
+        "set --config.model.norm_bias=false, or --config.model.norm=layer",
     ),
     Rule(
         ("model.num_kv_heads", "model.num_heads"),
@@ -221,9 +248,21 @@ RULES = (
     ),
     Rule(
         ("checkpoint.resume",),
-        lambda resume: resume in ("latest", "none") or resume.isdecimal(),
-        "must be latest, none or the number of a step",
+        lambda resume: (
+            resume in ("latest", "none", "imported")
+            or resume.isdecimal()
+            or resume.startswith("chck_")
+        ),
+        "must be latest, none, the number of a step or the name of a milestone",
         "latest goes on where the run stopped",
+    ),
+    Rule(
+        ("export.push", "export.hub_repo"),
+        lambda push, repo: (
+            push is Push.OFF or re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is not None
+        ),
+        "needs a repository, but export.hub_repo={1!r} is no owner/name",
+        "set --config.export.hub_repo=OWNER/NAME, or export.push=off",
     ),
     Rule(
         ("model.time_conditioning", "model.backbone"),

@@ -10,29 +10,39 @@ holds 0, an empty string or an enum member: config flags can't be set to None.
 import dataclasses
 
 from lmjax.config.choices import (
+    AcquisitionEdition,
+    Architecture,
     AttentionKind,
     Backbone,
     DataFormat,
     DocumentUnit,
     Estimator,
+    ExportDtype,
+    FirstInput,
     LayerLayout,
     LearningRateKind,
+    LongItems,
     LossWeighting,
     MLPKind,
     NoiseRemoval,
     NormKind,
+    OnExtend,
     Packing,
     Parameterization,
+    PositionKind,
     Precision,
+    Push,
     Remasking,
     Remat,
     SamplerKind,
     ScheduleKind,
     SentencePieceModel,
+    Ties,
     TimeDensity,
     TimeSampling,
     TokenDtype,
     TokenizerKind,
+    ZeroShotBackend,
 )
 
 SAMPLE_CORPUS = "sample"  # in data.train: the built-in corpus, rather than a file
@@ -62,6 +72,8 @@ class DataConfig:
     documents: DocumentUnit = DocumentUnit.AUTO
     text_field: str = "text"  # of JSON Lines, Parquet and datasets
     token_dtype: TokenDtype = TokenDtype.AUTO  # of raw token ids
+    max_words: int = 0  # whitespace words of training text at most, each counted once;
+    # more are an error; 0: no limit
     replace_invalid_utf8: bool = False  # U+FFFD for what is not UTF-8, else an error
     valid_fraction: float = 0.05  # share of each source's documents that is held out
     valid_words: int = 0  # whitespace words of each source held out instead; 0: a share
@@ -99,19 +111,24 @@ class ModelConfig:
     width: int = 768
     num_heads: int = 12
     num_kv_heads: int = 0  # grouped-query heads; 0 means num_heads
+    head_width: int = 0  # of attention; 0 means width / num_heads
     mlp: MLPKind = MLPKind.GELU
     mlp_width: int = 3072
     max_length: int = 1024  # longest input, in tokens
+    positions: PositionKind = PositionKind.ROPE
     rope_theta: float = 10_000.0
     backbone: Backbone = Backbone.TRANSFORMER
     norm: NormKind = NormKind.RMS
     norm_epsilon: float = 1e-6
+    norm_bias: bool = False  # of layer normalisation
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
     attention_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False  # of the logits
     dropout: float = 0.1  # on each residual branch and, but for a DiT, the embedding
     tied_embeddings: bool = False
+    vocab_size: int = 0  # least rows of the embedding, for imported models that have
+    # more than their tokenizer has ids
     time_conditioning: bool = False  # whether a DiT is told sigma(t), else always 0
     condition_width: int = 128  # width of the time embedding of a DiT
     layers: LayerLayout = LayerLayout.AUTO
@@ -121,6 +138,8 @@ class ModelConfig:
 @dataclasses.dataclass
 class AutoregressiveConfig:
     """Next-token prediction; its negative log-likelihood is exact."""
+
+    first_input: FirstInput = FirstInput.BOS  # before every window
 
 
 @dataclasses.dataclass
@@ -171,11 +190,13 @@ class OptimConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0  # global gradient norm; 0 switches clipping off
     ema_decay: float = 0.999  # 0 switches the moving average off
+    on_extend: OnExtend = OnExtend.REFUSE  # when a run goes on with another budget
 
 
 @dataclasses.dataclass
 class TrainConfig:
-    budget: str = "10 epochs"  # length of the run
+    budget: str = "10 epochs"  # length of the run; one in words is never exceeded
+    max_words: int = 0  # whitespace words seen at most, repeats included; 0: no limit
     batch_size: int = 256  # sequences per optimizer step, over all devices
     microbatch_size: int = 0  # sequences per forward pass; 0 means batch_size
     precision: Precision = Precision.AUTO
@@ -187,7 +208,12 @@ class TrainConfig:
 class CheckpointConfig:
     every: str = "10%"
     keep: int = 2  # newest checkpoints that stay
-    resume: str = "latest"  # "latest", "none", or a step
+    resume: str = "latest"  # "latest", "none", or a step; for modes that only read,
+    # also the name of a milestone, such as chck_10M
+    milestones: tuple[str, ...] = ()  # words seen at which weights are kept for good:
+    # "10M words", "every 1M words"
+    init_from: str = ""  # weights to begin with: a run folder, one of its milestones,
+    # or a Hugging Face folder; empty draws them
 
 
 @dataclasses.dataclass
@@ -203,6 +229,16 @@ class EvaluateConfig:
     # Hugging Face model (extra "judge"); empty generates none
     judge_samples: int = 64  # texts it reads
     minimal_pairs: int = 700  # pairs of the sample grammar scored at the end
+    tasks: tuple[str, ...] = ()  # zero-shot tasks of --mode evaluate: blimp,
+    # supplement, ewok, entity_tracking, comps, global_piqa, one of their folders (as
+    # blimp_fast) or a JSON Lines file of {prefix, completions, label, group}
+    data: str = ""  # folder that holds the items of the tasks
+    backend: ZeroShotBackend = ZeroShotBackend.AUTO
+    elbo_draws: int = 64  # masks per candidate of the backend elbo
+    ties: Ties = Ties.WRONG
+    long_items: LongItems = LongItems.REFUSE
+    bootstrap: int = 1000  # resamples of the items behind an interval
+    acquisition: AcquisitionEdition = AcquisitionEdition.EDITION_2026
 
 
 @dataclasses.dataclass
@@ -226,6 +262,19 @@ class GenerateConfig:
     # 0 refuses them
     stop_at_eos: bool = True  # whether a finished text ends the work
     show_steps: int = 0  # intermediate states that --mode generate shows
+
+
+@dataclasses.dataclass
+class ExportConfig:
+    """What --mode export writes: folders that Hugging Face's transformers loads."""
+
+    folder: str = ""  # where they are written; empty: export/ in the run folder
+    checkpoints: str = "final"  # which of a run
+    architecture: Architecture = Architecture.AUTO
+    dtype: ExportDtype = ExportDtype.FLOAT32
+    overwrite: bool = False  # whether what stands there may be replaced
+    hub_repo: str = ""  # owner/name on the Hugging Face hub, for `push`
+    push: Push = Push.OFF
 
 
 @dataclasses.dataclass
@@ -260,5 +309,6 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)

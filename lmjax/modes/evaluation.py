@@ -31,17 +31,18 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
     judge = _judge(config.evaluate.judge) if config.evaluate.judge else None
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    run = experiment.build_run(config, system, prepared)
-    with RunFolder.open(workdir, config, prepared, read_only=True) as folder:
-        state, progress = folder.restore(run.state_maker.abstract())
+    with RunFolder.read(workdir, config) as folder:
+        folder.check_corpus(prepared)
+        params = folder.restore_params(system, on_mesh=True)
         scorer = Scorer(system.model.bind, system.objective, system.mesh)
         if judge is not None:
             check_prompts(config, system)
-        summary = report.make(config, prepared, system, scorer, state, progress)
+        counts = folder.counts()
+        summary = report.make(config, prepared, system, scorer, params, counts)
         print(report.table(summary))
         print(f"written: {report.write(summary, workdir)}")
         if judge is not None:
-            found = _judge_samples(config, system, state.evaluation_params, judge)
+            found = _judge_samples(config, system, params, judge)
             summary["figures"] += [figure.to_json() for figure in found.figures()]
             summary["generated"] = found.to_json()
             print(f"\n{figures.table(found.figures())}")
@@ -74,7 +75,7 @@ def _judge(name: str) -> Judge:
             where=f"evaluate.judge={name!r}",
             remedy="name the folder of a run of the variant ar, or a Hugging Face one",
         )
-    with RunFolder.open(path, config, None, read_only=True) as folder:
+    with RunFolder.read(path, config) as folder:
         tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
         config.parallel = ParallelConfig()  # it reads on one device
         system = experiment.build_system(config, tokenizer, jax.local_devices()[:1])

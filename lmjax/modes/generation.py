@@ -13,7 +13,7 @@ from lmjax.sampling.prompts import Generator
 
 def generate(config: Config, workdir: pathlib.Path) -> None:
     """Writes texts with the newest (or chosen) checkpoint; needs no corpus."""
-    with RunFolder.open(workdir, config, None, read_only=True) as folder:
+    with RunFolder.read(workdir, config) as folder:
         tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
         system = experiment.build_system(config, tokenizer)
         generator = build_generator(config, system)

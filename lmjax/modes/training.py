@@ -2,11 +2,12 @@
 
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from lmjax import experiment, plan, report
+from lmjax import experiment, plan, report, training_run
 from lmjax.config import serialize
 from lmjax.config.schema import Config
 from lmjax.core import rng
@@ -14,22 +15,25 @@ from lmjax.data.batch import synthetic
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
 from lmjax.evaluate.likelihood import Scorer
-from lmjax.experiment import Run, System
+from lmjax.experiment import System
 from lmjax.modes.generation import build_generator, check_prompts
 from lmjax.run_folder import RunFolder
+from lmjax.starting_weights import begin_with
 from lmjax.train import loop
 from lmjax.train.clock import Clock
 from lmjax.train.loggers import RunLogger
+from lmjax.train.milestones import name_of
 from lmjax.train.progress import Progress
 from lmjax.train.state import TrainState
 from lmjax.train.stopping import StopSignal
+from lmjax.training_run import Run
 
 
 def plan_only(config: Config, workdir: pathlib.Path) -> None:
     """Shows what a training run would do, compiled but not started."""
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    run = experiment.build_run(config, system, prepared)
+    run = training_run.build_run(config, system, prepared)
     abstract = run.state_maker.abstract()
     compiled = _compile(config, system, run, abstract)
     for line in _plan(config, system, run, prepared, compiled, start_step=0):
@@ -41,21 +45,21 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     """Prepares, trains, evaluates and samples; goes on where the run folder stands."""
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    run = experiment.build_run(config, system, prepared)
-    if run.intervals.generate:
-        check_prompts(config, system)
-    with (
-        RunFolder.open(workdir, config, prepared) as folder,
-        StopSignal() as stop,
-        RunLogger(
+    with RunFolder.open(workdir, config, prepared) as folder, StopSignal() as stop:
+        progress = folder.progress()
+        progress.set_length(training_run.run_scale(config, prepared).total_steps)
+        run = training_run.build_run(config, system, prepared, progress.lengths)
+        if run.intervals.generate:
+            check_prompts(config, system)
+        folder.begin()
+        with RunLogger(
             workdir,
             config.log,
             total_steps=run.intervals.total,
             start_step=folder.start_step,
             writes=jax.process_index() == 0,
-        ) as logger,
-    ):
-        _train(config, folder, prepared, system, run, logger, stop)
+        ) as logger:
+            _train(config, folder, prepared, system, run, progress, logger, stop)
 
 
 def _train(
@@ -64,6 +68,7 @@ def _train(
     prepared: Prepared,
     system: System,
     run: Run,
+    progress: Progress,
     logger: RunLogger,
     stop: StopSignal,
 ) -> None:
@@ -77,10 +82,12 @@ def _train(
     logger.text(start, "config", serialize.to_json(config))
     logger.text(start, "plan", "\n".join(lines))
     if start:
-        state, progress = folder.restore(abstract)
+        state = folder.restore(abstract)
     else:
         state = maker.make(rng.stream(config.seed, "init"))
-        progress = Progress()
+        if config.checkpoint.init_from:
+            state = begin_with(state, config, system)
+    kept = folder.open_milestones(run.intervals.milestones)
     clock = Clock(
         total_steps=run.intervals.total,
         flops_per_token=plan.training_flops_per_token(config, system),
@@ -88,17 +95,26 @@ def _train(
     )
     began, seconds_before = time.perf_counter(), progress.seconds
 
-    def save(state: TrainState, progress: Progress) -> None:
+    def count_seconds() -> None:
         progress.seconds = seconds_before + time.perf_counter() - began
+
+    def keep(state: TrainState, reached: Sequence[int], progress: Progress) -> None:
+        count_seconds()
+        kept.write(state.evaluation_params, reached, progress)
+
+    def save(state: TrainState, progress: Progress) -> None:
+        count_seconds()
+        # A run that goes on from here must find the milestones that lie behind it.
+        kept.wait()
         folder.save(state, progress)
 
     scorer = Scorer(system.model.bind, system.objective, system.mesh)
-    hooks = _hooks(config, prepared, system, scorer, logger, save)
-    state = loop.train(
+    hooks = _hooks(config, prepared, system, scorer, logger, save, keep)
+    state, finished = loop.train(
         state=state,
         progress=progress,
         step=compiled,
-        batches=experiment.train_batches(config, prepared, start),
+        batches=training_run.train_batches(config, prepared, start),
         mesh=system.mesh,
         intervals=run.intervals,
         hooks=hooks,
@@ -107,10 +123,13 @@ def _train(
         steps_per_epoch=run.scale.steps_per_epoch,
         stop=stop,
     )
+    if finished:
+        kept.finish(state.evaluation_params, progress, run.intervals.max_words)
     save(state, progress)
     folder.wait()
+    kept.close()
     again = f"python -m lmjax.main --workdir {folder.path}"
-    if progress.step < run.intervals.total:
+    if not finished:
         logger.line(
             f"stopped by {stop.name} after step {progress.step:,}, which is saved; "
             f"resume with: {again}"
@@ -118,7 +137,8 @@ def _train(
         return
     if run.intervals.generate:
         hooks.generate(state, progress.step)
-    summary = report.make(config, prepared, system, scorer, state, progress)
+    params = state.evaluation_params
+    summary = report.make(config, prepared, system, scorer, params, progress)
     logger.metrics(progress.step, "final", report.scalars(summary))
     for line in report.table(summary).splitlines():
         logger.line(line)
@@ -134,13 +154,14 @@ def _hooks(
     system: System,
     scorer: Scorer,
     logger: RunLogger,
-    save: Any,
+    save: Callable[[TrainState, Progress], None],
+    keep: Callable[[TrainState, tuple[int, ...], Progress], None],
 ) -> loop.Hooks:
-    """Evaluation, sampling and saving at intervals."""
+    """Evaluation, sampling and saving at intervals, and weights at milestones."""
     generator = build_generator(config, system)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        batches = experiment.eval_batches(config, prepared, config.evaluate.batches)
+        batches = training_run.eval_batches(config, prepared, config.evaluate.batches)
         total = scorer.evaluate(state.evaluation_params, batches, draws=1)[-1]
         logger.line(
             f"step {step:,} held-out: {total.kind} nll {total.nll_per_token:.4f} "
@@ -169,7 +190,18 @@ def _hooks(
         texts = "\n\n---\n\n".join(sample.text for sample in samples)
         logger.text(step, "samples", texts)
 
-    return loop.Hooks(evaluate=evaluate, generate=generate, save=save)
+    def milestone(
+        state: TrainState, reached: tuple[int, ...], progress: Progress
+    ) -> None:
+        keep(state, reached, progress)
+        logger.line(
+            f"step {progress.step:,} milestone {', '.join(map(name_of, reached))}: "
+            f"{progress.words:,} words seen"
+        )
+
+    return loop.Hooks(
+        evaluate=evaluate, generate=generate, save=save, milestone=milestone
+    )
 
 
 def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:

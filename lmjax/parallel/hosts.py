@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 
@@ -19,3 +21,10 @@ def to_global(batch: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
     )
+
+
+def sum_over_hosts(number: int) -> int:
+    """The sum of each host's number; all hosts must ask, and wait for each other."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.sum(multihost_utils.process_allgather(np.int64(number))))

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
@@ -17,6 +18,8 @@ from lmjax.core import trees
 from lmjax.core.errors import UserError
 from lmjax.core.types import PyTree
 from lmjax.train.state import TrainState
+
+COUNTS = ("step", "tokens", "words", "seconds")  # of what weights have seen
 
 
 class Checkpoints:
@@ -85,11 +88,8 @@ class Checkpoints:
             "mask_id": mask_id,
             "corpus": corpus,
         }
-        with _full_disk_explained(self.folder):
-            # Asked before: a write that fails half-way fills the terminal with the
-            # tracebacks of its threads.
-            if shutil.disk_usage(self.folder).free < trees.num_bytes(state):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with full_disk_explained(self.folder):
+            require_space(self.folder, state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -104,42 +104,26 @@ class Checkpoints:
         meta["tokenizer"] = base64.b64decode(meta["tokenizer"])
         return meta
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state, in the shapes and shardings of `abstract`."""
-        return self._restore_state(step, abstract)
+    def restore(self, step: int, target: Any, *, partial: bool = False) -> Any:
+        """The state, in the shapes and shardings of `target`.
 
-    def param_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the saved parameters by path name."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        trees.map_named(
-            lambda name, leaf: shapes.update({name: tuple(leaf.shape)}),
-            self._saved_tree(step)["params"],
-        )
-        return shapes
-
-    def restore_params(self, step: int, shapes: PyTree) -> PyTree:
-        """The average where there is one, else the parameters, and nothing more."""
-        name = "ema" if self._saved_tree(step)["ema"] else "params"
-        device = jax.local_devices()[0]
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(device)
-            ),
-            shapes,
-        )
-        return self._restore_state(step, {name: target}, partial=True)[name]
-
-    def _saved_tree(self, step: int) -> PyTree:
-        """The saved state as nested dicts and lists, with shapes as its leaves."""
-        return self._manager.item_metadata(step)["state"].tree
-
-    def _restore_state(self, step: int, target: PyTree, partial: bool = False) -> Any:
+        Args:
+          target: an abstract TrainState; with `partial`, a dict of some of its parts.
+        """
         args = ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=partial,
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+    def at(self, step: int) -> "SavedStep":
+        """The weights of a step, and what was saved with them."""
+        return SavedStep(self, step)
+
+    def saved_tree(self, step: int) -> PyTree:
+        """The saved state as nested dicts and lists, with shapes as its leaves."""
+        return self._manager.item_metadata(step)["state"].tree
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`, when a run goes on from there."""
@@ -149,7 +133,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what the writer raised."""
-        with _full_disk_explained(self.folder):
+        with full_disk_explained(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -158,8 +142,68 @@ class Checkpoints:
         self._manager.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class SavedStep:
+    """One checkpoint, as far as its weights go; see `weights.SavedWeights`."""
+
+    checkpoints: Checkpoints
+    step: int
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where it stands."""
+        return self.checkpoints.folder / f"{self.step:08}"
+
+    def meta(self) -> dict[str, Any]:
+        """Counts, config, tokenizer model (bytes), mask id and corpus."""
+        meta = self.checkpoints.meta(self.step)
+        counts = meta.pop("progress")
+        return meta | {name: counts[name] for name in COUNTS}
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the saved parameters by path name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        trees.map_named(
+            lambda name, leaf: shapes.update({name: tuple(leaf.shape)}),
+            self.checkpoints.saved_tree(self.step)["params"],
+        )
+        return shapes
+
+    def params(self, target: PyTree) -> PyTree:
+        """The average where there is one, else the parameters, and nothing more.
+
+        Args:
+          target: shapes, dtypes and shardings.
+        """
+        tree = self.checkpoints.saved_tree(self.step)
+        name = "ema" if tree["ema"] else "params"
+        wanted = {name: target}
+        return self.checkpoints.restore(self.step, wanted, partial=True)[name]
+
+
+def require_space(folder: pathlib.Path, tree: PyTree) -> None:
+    """Raises OSError where a tree does not fit the disk.
+
+    Asked before it is written: a write that fails half-way fills the terminal with the
+    tracebacks of its threads.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    if shutil.disk_usage(folder).free < trees.num_bytes(tree):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def on_first_device(shapes: PyTree) -> PyTree:
+    """Shapes and dtypes as arrays that are to lie on this process's first device."""
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+    )
+
+
 @contextlib.contextmanager
-def _full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
+def full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
     """Turns a full disk into a message; every other error passes through."""
     try:
         yield

@@ -20,27 +20,43 @@ from lmjax.train.stopping import StopSignal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Lengths in optimizer steps; 0 means never."""
+    """Lengths in optimizer steps; 0 means never.
+
+    Attributes:
+      max_words: whitespace words that may be seen, repeats included: the run ends with
+        the last step that does not exceed them. 0: no limit.
+      milestones: words seen at which the weights are kept, in order.
+    """
 
     total: int
     log: int
     evaluate: int
     generate: int
     save: int
+    max_words: int = 0
+    milestones: tuple[int, ...] = ()
 
     def due(self, name: str, step: int) -> bool:
         """Whether something is done after `step` steps; the end has its own turn."""
         every = getattr(self, name)
         return every > 0 and 0 < step < self.total and step % every == 0
 
+    def reached(self, before: int, after: int) -> tuple[int, ...]:
+        """Milestones of a step that takes the words seen from one to the other."""
+        return tuple(words for words in self.milestones if before < words <= after)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls at its intervals; each gets the state and the progress."""
+    """What the loop calls at its intervals; each gets the state and the progress.
+
+    `milestone` is told which ones the last step reached.
+    """
 
     evaluate: Callable[[TrainState, int], dict[str, float]]
     generate: Callable[[TrainState, int], None]
     save: Callable[[TrainState, Progress], None]
+    milestone: Callable[[TrainState, tuple[int, ...], Progress], None]
 
 
 def train(
@@ -56,12 +72,14 @@ def train(
     clock: Clock,
     steps_per_epoch: float,
     stop: StopSignal,
-) -> TrainState:
+) -> tuple[TrainState, bool]:
     """Trains until the budget is used up, or a signal asks to stop.
 
     The order matters: evaluate and save what stands, fetch, step, log. Step n is
     dispatched before the figures of step n-1 are read, so the device never waits for
-    the host; the host waits for the device only to evaluate, sample and save.
+    the host; the host waits for the device only to evaluate, sample and save. Words
+    are counted on the host, from the batches that are fed: so a milestone is known when
+    its step is dispatched, before the next one takes its place.
 
     Args:
       state: donated; what is returned takes its place.
@@ -76,12 +94,16 @@ def train(
       steps_per_epoch: for the log line.
       stop: true when the run is asked to stop.
 
+    Returns:
+      The state, and whether the run is finished, rather than stopped.
+
     Raises:
       UserError: when the loss is no longer finite.
     """
     log = _Log(progress, logger, clock, intervals, steps_per_epoch)
-    start = progress.step
+    start, words = progress.step, progress.words
     sharding = rules.batch_sharding(mesh)
+    counts_words = intervals.max_words > 0 or bool(intervals.milestones)
     for number in range(start, intervals.total):
         pauses = number > start and any(
             intervals.due(name, number) for name in ("evaluate", "generate", "save")
@@ -90,7 +112,7 @@ def train(
             log.read_pending()
             clock.pause()
             if stop:
-                break
+                return state, False
             if intervals.due("evaluate", number):
                 logger.metrics(number, "valid", hooks.evaluate(state, number))
             if intervals.due("generate", number):
@@ -99,12 +121,22 @@ def train(
                 hooks.save(state, progress)
             clock.go()
         batch = next(batches)
+        before = words
+        if counts_words:
+            words += hosts.sum_over_hosts(int(batch.words.sum()))
+        if 0 < intervals.max_words < words:
+            break
         with jax.transfer_guard_device_to_host("disallow"):
             state, metrics = step(state, hosts.to_global(batch, sharding))
         log.read_pending()
         log.pending = metrics
+        if reached := intervals.reached(before, words):
+            log.read_pending()
+            clock.pause()
+            hooks.milestone(state, reached, progress)
+            clock.go()
     log.read_pending()
-    return state
+    return state, True
 
 
 @dataclasses.dataclass

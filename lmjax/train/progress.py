@@ -18,6 +18,8 @@ class Progress:
       tokens: counted tokens seen.
       words: whitespace words seen.
       seconds: seconds spent training, over all starts.
+      lengths: lengths the run was given, in steps, as pairs: from which step on, and
+        the length.
       sums: metric sums since the last log line.
     """
 
@@ -25,6 +27,7 @@ class Progress:
     tokens: int = 0
     words: int = 0
     seconds: float = 0.0
+    lengths: list[list[int]] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, metrics: dict[str, float]) -> None:
@@ -35,6 +38,13 @@ class Progress:
         for name, value in metrics.items():
             if name.endswith("_sum") or name in ("weight", "bytes"):
                 self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def set_length(self, total_steps: int) -> None:
+        """Notes the length of the run from here on, where it is another."""
+        if not self.lengths:
+            self.lengths.append([0, total_steps])
+        elif self.lengths[-1][1] != total_steps:
+            self.lengths.append([self.step, total_steps])
 
     def take_means(self) -> dict[str, float]:
         """Means per counted token since the last call.

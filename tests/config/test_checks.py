@@ -258,7 +258,13 @@ def test_batches_split_over_data_and_fsdp() -> None:
 
 
 def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() -> None:
-    free = {"tokenizer.path", "evaluate.json", "evaluate.judge", "data.prompt_field"}
+    free = {
+        "tokenizer.path",
+        "checkpoint.init_from",
+        "evaluate.json",
+        "evaluate.judge",
+        "data.prompt_field",
+    }
     ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
     for name, kind in fields.schema_types().items():
         if kind in (int, float):

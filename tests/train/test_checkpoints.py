@@ -18,7 +18,7 @@ from lmjax.core.errors import UserError
 from lmjax.core.types import PyTree
 from lmjax.parallel.mesh import build_mesh
 from lmjax.train import checkpoints as checkpoints_module
-from lmjax.train.checkpoints import Checkpoints
+from lmjax.train.checkpoints import Checkpoints, on_first_device
 from lmjax.train.progress import Progress
 from lmjax.train.state import StateMaker, TrainState
 
@@ -136,7 +136,7 @@ def test_generation_gets_the_average_where_there_is_one(
     state = _trained(maker)
     _save(checkpoints, state)
     shapes = jax.eval_shape(maker.init, jax.random.key(0))
-    found = checkpoints.restore_params(3, shapes)
+    found = checkpoints.at(3).params(on_first_device(shapes))
     _assert_equal(found, state.ema if use_ema else state.params)
     assert len(found["layer"]["kernel"].devices()) == 1
 
@@ -147,7 +147,7 @@ def test_shapes_are_told_without_reading_anything_before(
     _save(checkpoints, _trained(_maker(_mesh(1))))
     again = Checkpoints(checkpoints.folder, read_only=True)
     again.meta(3)
-    assert again.param_shapes(3) == {"layer/kernel": (8, 4), "layer/bias": (4,)}
+    assert again.at(3).param_shapes() == {"layer/kernel": (8, 4), "layer/bias": (4,)}
     again.close()
 
 

@@ -100,7 +100,7 @@ class Toy:
         start: int = 0,
         progress: Progress | None = None,
         stop: StopSignal | None = None,
-        **intervals: int,
+        **intervals: Any,
     ) -> tuple[TrainState, Progress]:
         never = dict(total=6, log=1, evaluate=0, generate=0, save=0)
         lengths = Intervals(**never | intervals)
@@ -117,6 +117,12 @@ class Toy:
             self.calls.append(("save", progress.step, float(state.params["w"])))
             self.saved[progress.step] = json.dumps(progress.to_json())
 
+        def milestone(
+            state: TrainState, reached: tuple[int, ...], progress: Progress
+        ) -> None:
+            w, step = float(state.params["w"]), progress.step
+            self.calls.append(("milestone", step, w, reached, progress.words))
+
         config = LogConfig(tensorboard=False)
         with RunLogger(
             self.workdir,
@@ -125,14 +131,19 @@ class Toy:
             start_step=start,
             stream=io.StringIO(),
         ) as logger:
-            state = loop.train(
+            state, self.finished = loop.train(
                 state=_state(start),
                 progress=progress,
                 step=self.step,
                 batches=self.batches(start),
                 mesh=self.mesh,
                 intervals=lengths,
-                hooks=Hooks(evaluate=evaluate, generate=generate, save=save),
+                hooks=Hooks(
+                    evaluate=evaluate,
+                    generate=generate,
+                    save=save,
+                    milestone=milestone,
+                ),
                 logger=logger,
                 clock=Clock(lengths.total, flops_per_token=1.0, peak_flops=0.0),
                 steps_per_epoch=4.0,
@@ -277,6 +288,34 @@ def test_a_finished_run_is_left_as_it_is(toy: Toy) -> None:
     state, progress = toy.train(start=6, progress=Progress(step=6), total=6)
     assert toy.calls == []
     assert int(state.step) == progress.step == 6
+
+
+def test_a_milestone_gets_the_state_of_the_step_that_reaches_it(toy: Toy) -> None:
+    """Each step has 32 words: 64 are reached exactly, 65 and 95 by the third."""
+    toy.train(milestones=(64, 65, 95))
+    assert [call for call in toy.calls if call[0] == "milestone"] == [
+        ("milestone", 2, 3.0, (64,), 64),
+        ("milestone", 3, 6.0, (65, 95), 96),
+    ]
+    # Before the next step takes the state's place.
+    assert toy.calls.index(("milestone", 2, 3.0, (64,), 64)) < toy.calls.index(
+        ("step", 3)
+    )
+
+
+def test_a_milestone_behind_the_start_is_not_reached_again(toy: Toy) -> None:
+    toy.train(start=2, progress=Progress(step=2, words=64), milestones=(64, 96))
+    reached = [call[3] for call in toy.calls if call[0] == "milestone"]
+    assert reached == [(96,)]
+
+
+@pytest.mark.parametrize(("most", "steps"), [(95, 2), (96, 3), (127, 3), (0, 6)])
+def test_no_step_is_taken_that_would_exceed_the_words(
+    toy: Toy, most: int, steps: int
+) -> None:
+    state, progress = toy.train(max_words=most)
+    assert toy.finished
+    assert (int(state.step), progress.step, progress.words) == (steps, steps, 32 * steps)
 
 
 @pytest.mark.parametrize(
