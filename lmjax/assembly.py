@@ -43,9 +43,9 @@ from lmjax.objectives.uniform_diffusion import UniformDiffusion
 from lmjax.sampling import reveal_rules
 from lmjax.sampling.autoregressive import AutoregressiveSampler
 from lmjax.sampling.confidence import Confidence
+from lmjax.sampling.denoising import DiffusionSampler
 from lmjax.sampling.logits import TokenSampler
 from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
-from lmjax.sampling.prompts import DiffusionSampler
 from lmjax.sampling.remasking import Remask
 from lmjax.sampling.reveal_rules import Rule
 from lmjax.sampling.uniform_diffusion import UniformDiffusionSampler
@@ -152,12 +152,19 @@ def build_sampler(
       eos_id: ends a text.
     """
     draw = TokenSampler(
-        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
     )
     match objective:
         case Autoregressive():
             return AutoregressiveSampler(
-                bind=bind, bos_id=first_id, eos_id=eos_id, draw=draw
+                bind=bind,
+                bos_id=first_id,
+                eos_id=eos_id,
+                draw=draw,
+                repetition_penalty=config.repetition_penalty,
             )
         case UniformDiffusion():
             return UniformDiffusionSampler(

@@ -191,6 +191,8 @@ def build_generator(
         opening=opening,
         stride=config.stride,
         show_steps=config.show_steps,
+        stops=config.stop,
+        batch_size=config.batch_size,
     )
 
 
@@ -203,6 +205,17 @@ def first_input(objective: object, special: SpecialIds) -> int:
             return special.bos
         case FirstInput.EOS:
             return special.eos
+
+
+def text_opening(config: Config, special: SpecialIds) -> int:
+    """The one id before a text that is evaluated, or that an export reads.
+
+    A causal model's first input; else BOS where documents open with it, and where the
+    model never saw BOS, EOS: the end of another document.
+    """
+    if isinstance(config.objective, AutoregressiveConfig):
+        return first_input(config.objective, special)
+    return special.bos if config.data.bos else special.eos
 
 
 def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:

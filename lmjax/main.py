@@ -29,7 +29,17 @@ from lmjax.config.schema import Config
 from lmjax.core.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = "configs/babylm.py"
-MODES = ("train", "prepare", "evaluate", "generate", "plan", "check")
+MODES = (
+    "train",
+    "prepare",
+    "evaluate",
+    "generate",
+    "export",
+    "import",
+    "plan",
+    "check",
+)
+READING_MODES = ("evaluate", "generate", "export")  # of a run that is there
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -44,9 +54,11 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "train: prepare, train, evaluate, sample (goes on where the run folder stands). "
     "prepare: the corpus alone, with statistics; writes damaged shards again. "
-    "evaluate: the newest checkpoint on held-out text. generate: texts from the newest "
-    "checkpoint. plan: what train would do. check: whether the prepared corpus is as "
-    "it was written.",
+    "evaluate: the newest checkpoint on held-out text, or what evaluate.tasks names. "
+    "generate: texts from the newest checkpoint. export: folders for Hugging Face's "
+    "transformers. import: a run folder from such a folder (checkpoint.init_from). "
+    "plan: what train would do. check: whether the prepared corpus is as it was "
+    "written.",
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -100,7 +112,7 @@ def _config_source(argv: Sequence[str]) -> str:
     if source or (folder and saved.exists()):
         return source or str(saved)
     mode = _argument(argv, "mode")
-    if mode in ("evaluate", "generate"):
+    if mode in READING_MODES:
         raise ConfigError(
             f"--mode {mode} needs a trained run",
             where=f"--workdir {folder}" if folder else "--workdir is not given",
@@ -161,7 +173,7 @@ def _with_corpus(
     """Settles the corpus: what is configured, the default folder, or the sample."""
     folder = pathlib.Path(config.data.default_folder)
     file, _, variants = source.partition(":")
-    if config.data.train or file.endswith(".json"):
+    if config.data.train or file.endswith(".json") or _MODE.value == "import":
         return source, config
     if folder.is_dir():
         config.data.train = (str(folder),)

@@ -23,6 +23,7 @@ from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor.flops import flops_per_token
 from lmjax.doctor.memory import device_bytes, format_bytes
 from lmjax.experiment import System
+from lmjax.train.milestones import name_of
 from lmjax.training_run import Run
 
 
@@ -118,6 +119,13 @@ def plan_lines(
             f"{_first_loss(config, system)}a line every {run.intervals.log:,} step(s)",
         ),
     ]
+    if run.intervals.max_words:
+        limit = f"{run.intervals.max_words:,} words; no step is taken beyond them"
+        rows.append(("limit", limit))
+    if kept := run.intervals.milestones:
+        names = ", ".join(map(name_of, kept if len(kept) < 4 else (kept[0], kept[1])))
+        last = f", ..., {name_of(kept[-1])}" if len(kept) > 3 else ""
+        rows.append(("milestones", f"{len(kept)}: {names}{last}"))
     if config.data.weights or config.data.max_epochs:
         rows.append(("mixture", _mixture(config, prepared, total)))
     if start_step:

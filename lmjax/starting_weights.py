@@ -7,9 +7,11 @@ import numpy as np
 
 from lmjax.config import serialize
 from lmjax.config.schema import Config
+from lmjax.core import trees
 from lmjax.core.errors import ConfigError
 from lmjax.core.types import PyTree
 from lmjax.experiment import System
+from lmjax.export import importing
 from lmjax.run_folder import RunFolder, check_shapes
 from lmjax.train.checkpoints import SavedStep, on_first_device
 from lmjax.train.state import TrainState
@@ -36,11 +38,11 @@ def begin_with(state: TrainState, config: Config, system: System) -> TrainState:
 
 def _params(path: pathlib.Path, system: System) -> PyTree:
     shapes = system.model.shapes
-    from lmjax.export import importing
-
-    if (path / "config.json").exists() and importing.is_model_folder(path):
-        params = importing.import_model(path).params
-        _check(params, shapes, path)
+    if _is_of_transformers(path):
+        params = importing.import_model(path, system.tokenizer).params
+        found: dict[str, tuple[int, ...]] = {}
+        trees.map_named(lambda name, leaf: found.update({name: leaf.shape}), params)
+        check_shapes(found, shapes, where=str(path), remedy=_REMEDY)
         return params
     saved = _saved(path)
     if saved.meta()["tokenizer"] != system.tokenizer.model_bytes:
@@ -59,12 +61,10 @@ _REMEDY = (
 )
 
 
-def _check(params: PyTree, shapes: PyTree, path: pathlib.Path) -> None:
-    from lmjax.core import trees
-
-    found: dict[str, tuple[int, ...]] = {}
-    trees.map_named(lambda name, leaf: found.update({name: leaf.shape}), params)
-    check_shapes(found, shapes, where=str(path), remedy=_REMEDY)
+def _is_of_transformers(path: pathlib.Path) -> bool:
+    """Whether a folder is a model of transformers, rather than a run folder."""
+    file = path / "config.json"
+    return file.exists() and '"model_type"' in file.read_text(encoding="utf-8")
 
 
 def _saved(path: pathlib.Path) -> SavedWeights | SavedStep:

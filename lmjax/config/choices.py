@@ -294,6 +294,6 @@ class Push(enum.Enum):
 class AcquisitionEdition(enum.Enum):
     """BabyLM's formula for ages of acquisition: how words are asked, and scored."""
 
-    EDITION_2025 = "2025"  # alone, after BOS; chance is 18.2; fits without bounds
-    EDITION_2026 = "2026"  # in their contexts; chance is ln(vocabulary) per token; a
-    # correlation with p > 0.1 counts as 0 (July 2026)
+    BABYLM_2025 = "babylm_2025"  # alone, behind BOS; chance is 18.2 nats
+    BABYLM_2026 = "babylm_2026"  # in their contexts; chance is ln(vocabulary) nats per
+    # token; a correlation with p > 0.1 scores 0 (since July 2026)

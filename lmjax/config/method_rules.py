@@ -160,6 +160,21 @@ METHOD_RULES = (
         "give --config.generate.prompts, or set generate.guidance to 0",
     ),
     Rule(
+        ("generate.repetition_penalty", "objective"),
+        lambda penalty, objective: (
+            penalty == 1 or isinstance(objective, AutoregressiveConfig)
+        ),
+        "needs a text that grows from left to right: tokens that diffusion writes at "
+        "once can't tell what the others repeat",
+        "set --config.generate.repetition_penalty=1, or try generate.min_p",
+    ),
+    Rule(
+        ("generate.stop",),
+        lambda stops: all(stops),
+        "holds an empty entry, which every text holds",
+        "leave it out; () is the default",
+    ),
+    Rule(
         ("generate.show_steps", "objective"),
         lambda shown, objective: (
             shown == 0 or not isinstance(objective, AutoregressiveConfig)

@@ -9,6 +9,7 @@ from lmjax.config.schema import (
     AutoregressiveConfig,
     Backbone,
     Config,
+    DocumentUnit,
     MaskedDiffusionConfig,
     MLPKind,
     ModelConfig,
@@ -110,6 +111,64 @@ def babylm(variants: Sequence[str] = ()) -> Config:
         _use_sample_corpus(config)
     if track := _choose("tracks", names, TRACKS, ""):
         TRACKS[track](config)
+    return config
+
+
+def _llama_size(
+    num_layers: int, width: int, num_heads: int, mlp_width: int
+) -> ModelConfig:
+    """A model of RSCaLM's kind, with heads of 64."""
+    return ModelConfig(
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp=MLPKind.SWIGLU,
+        mlp_width=mlp_width,
+        max_length=1024,
+        dropout=0.0,
+        tied_embeddings=True,
+    )
+
+
+# By the parameters with 32,000 ids.
+RSCALM_SIZES: dict[str, Callable[[], ModelConfig]] = {
+    "nano": lambda: dataclasses.replace(nano(), tied_embeddings=True),
+    "138m": lambda: _llama_size(12, 768, 12, 3072),
+    "350m": lambda: _llama_size(24, 1024, 16, 2816),
+    "435m": lambda: _llama_size(24, 1024, 16, 4096),
+    "700m": lambda: _llama_size(32, 1280, 20, 3456),
+    "880m": lambda: _llama_size(32, 1280, 20, 5120),
+}
+
+
+def rscalm(size: str = "138m") -> Config:
+    """The recipe of the RSCaLM guide: 200,000 steps of 65,536 tokens.
+
+    Raises:
+      ConfigError: on an unknown size.
+    """
+    name = size.strip().lower() or "138m"
+    if name not in RSCALM_SIZES:
+        guess = nearest(name, RSCALM_SIZES)
+        raise ConfigError(
+            f"no such size: {size}",
+            where="the part of --config after the colon",
+            remedy=f"did you mean {guess}? " * bool(guess)
+            + f"sizes: {', '.join(RSCALM_SIZES)}",
+        )
+    config = Config(model=RSCALM_SIZES[name](), objective=AutoregressiveConfig())
+    config.tokenizer.vocab_size = 32_000
+    config.data.documents = DocumentUnit.LINE
+    config.optim.learning_rate, config.optim.min_learning_rate = 6e-4, 6e-5
+    config.optim.warmup = "2000 steps"
+    config.optim.ema_decay = 0.0
+    config.train.budget = "200000 steps"
+    config.train.batch_size, config.train.microbatch_size = 64, 16
+    config.checkpoint.every = config.evaluate.every = "1000 steps"
+    if name == "nano":
+        _train_nano(config)
+        config.optim.warmup, config.train.microbatch_size = "5%", 0
+        config.checkpoint.every = config.evaluate.every = "10%"
     return config
 
 

@@ -233,23 +233,33 @@ class EvaluateConfig:
     # supplement, ewok, entity_tracking, comps, global_piqa, one of their folders (as
     # blimp_fast) or a JSON Lines file of {prefix, completions, label, group}
     data: str = ""  # folder that holds the items of the tasks
+    checkpoints: str = "final"  # that are asked the tasks: final, all (milestones, then
+    # final), or some, such as chck_1M,chck_10M
     backend: ZeroShotBackend = ZeroShotBackend.AUTO
     elbo_draws: int = 64  # masks per candidate of the backend elbo
     ties: Ties = Ties.WRONG
     long_items: LongItems = LongItems.REFUSE
     bootstrap: int = 1000  # resamples of the items behind an interval
-    acquisition: AcquisitionEdition = AcquisitionEdition.EDITION_2026
+    acquisition: AcquisitionEdition = AcquisitionEdition.BABYLM_2026
 
 
 @dataclasses.dataclass
 class GenerateConfig:
     every: str = "20%"
     prompts: tuple[str, ...] = ()  # empty writes from scratch
+    prompt_file: str = ""  # more prompts for --mode generate: one on each line, or JSON
+    # Lines with a field "prompt"; "-" reads standard input
+    output: str = ""  # JSON Lines file that --mode generate writes texts to; "-" is
+    # standard output; empty shows them
     num_samples: int = 2  # per prompt
     max_new_tokens: int = 128
     temperature: float = 1.0  # 0 takes the most probable token
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0  # smallest set of tokens with this mass
+    min_p: float = 0.0  # least probability beside that of the most probable token
+    repetition_penalty: float = 1.0  # divides logits of tokens that were there; 1: off
+    stop: tuple[str, ...] = ()  # texts end before the first of these behind the prompt
+    batch_size: int = 0  # texts written together; 0 takes 64, or as many as fit
     sampler: SamplerKind = SamplerKind.AUTO
     steps: int = 128  # of the diffusion sampler
     tokens_per_call: int = 1  # of the sampler first_hitting; above 1 it is not exact

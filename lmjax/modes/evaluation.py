@@ -22,11 +22,15 @@ from lmjax.evaluate.judges import HuggingFaceJudge, LmjaxJudge
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import System
 from lmjax.modes.generation import build_generator, check_prompts
+from lmjax.modes.zero_shot import evaluate_tasks
 from lmjax.run_folder import RunFolder
 
 
 def evaluate(config: Config, workdir: pathlib.Path) -> None:
-    """Scores the newest (or chosen) checkpoint on the held-out text."""
+    """Scores the newest (or chosen) checkpoint on the held-out text, or on tasks."""
+    if config.evaluate.tasks:
+        evaluate_tasks(config, workdir)
+        return
     _check_output(config.evaluate.json)
     judge = _judge(config.evaluate.judge) if config.evaluate.judge else None
     prepared = experiment.prepare_corpus(config)

@@ -116,22 +116,37 @@ def check_length(draft: Draft, max_length: int, max_new_tokens: int) -> None:
     )
 
 
-def batches(drafts: Sequence[Draft]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Drafts that share a canvas: their numbers, and which of it is given, bool [B, L].
+def bucket(size: int) -> int:
+    """The size that stands for this one: next of multiples, four to an octave."""
+    step = max(16, 1 << max(0, (size - 1).bit_length() - 3))
+    return -(-size // step) * step
 
-    Texts that go on behind their prompts share one, as long as the longest of them. A
-    draft with gaps has one of its own length, for behind it there is nothing.
+
+def windows(length: int, max_length: int, stride: int) -> list[slice]:
+    """Parts of a text that are written one after another."""
+    if length <= max_length:
+        return [slice(0, length)]
+    last = length - max_length
+    starts = [*range(0, last, stride), last]
+    return [slice(start, start + max_length) for start in starts]
+
+
+def batches(
+    drafts: Sequence[Draft], max_length: int, most_rows: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Sizes of canvases, and the numbers of the drafts that one is filled for.
+
+    A size depends on nothing but the draft, and so does what is written. Those beyond
+    the context are written in windows, which have one size.
     """
     groups: dict[int, list[int]] = {}
     for number, draft in enumerate(drafts):
-        length = len(draft.tokens_L) if draft.infilling else 0
-        groups.setdefault(length, []).append(number)
-    for numbers in groups.values():
-        length = max(len(drafts[number].tokens_L) for number in numbers)
-        given_BL = np.zeros((len(numbers), length), bool)
-        for row, number in zip(given_BL, numbers, strict=True):
-            row[: len(drafts[number].given_L)] = drafts[number].given_L
-        yield numbers, given_BL
+        length = len(draft.tokens_L)
+        size = length if length > max_length else min(bucket(length), max_length)
+        groups.setdefault(size, []).append(number)
+    for size, numbers in groups.items():
+        for start in range(0, len(numbers), most_rows):
+            yield size, numbers[start : start + most_rows]
 
 
 def show_tokens(tokens: np.ndarray, tokenizer: Tokenizer) -> str:

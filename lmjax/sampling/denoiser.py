@@ -81,6 +81,8 @@ class Denoiser:
       given_BL: bool, positions that stay as they are.
       guidance: g of classifier-free guidance, l_u + (g + 1)(l_c - l_u): l_c are the
         logits, and l_u those where what is given is masked. 0 is off.
+      lengths_B: positions of each row that there are, as far as the model sees; None:
+        all.
     """
 
     model: LanguageModel
@@ -89,16 +91,19 @@ class Denoiser:
     keys_B: jax.Array
     given_BL: jax.Array
     guidance: float = 0.0
+    lengths_B: jax.Array | None = None
 
     def __call__(self, tokens_BL: jax.Array, rate_B: jax.Array) -> "Predictions":
         """One call of the network; rows are at the noise rates `rate_B`."""
-        sigma_B = sigma(rate_B)
+        sigma_B, lengths_B = sigma(rate_B), self.lengths_B
         if not self.guidance:
-            hidden_BLD = self.model(tokens_BL, sigma_B=sigma_B)
+            hidden_BLD = self.model(tokens_BL, sigma_B=sigma_B, lengths_B=lengths_B)
             return Predictions(denoiser=self, hidden_NBLD=hidden_BLD[None])
         blind_BL = self.process.mask(tokens_BL, self.given_BL)
         hidden_BLD = self.model(
-            jnp.concatenate([tokens_BL, blind_BL]), sigma_B=jnp.tile(sigma_B, 2)
+            jnp.concatenate([tokens_BL, blind_BL]),
+            sigma_B=jnp.tile(sigma_B, 2),
+            lengths_B=None if lengths_B is None else jnp.tile(lengths_B, 2),
         )
         hidden_NBLD = hidden_BLD.reshape(2, *tokens_BL.shape, -1)
         return Predictions(denoiser=self, hidden_NBLD=hidden_NBLD)

@@ -44,6 +44,7 @@ class MaskedDiffusionSampler:
         key: jax.Array,
         canvas_BL: jax.Array,
         given_BL: jax.Array,
+        lengths_B: jax.Array | None = None,
         *,
         show: int = 0,
     ) -> Filled:
@@ -54,6 +55,8 @@ class MaskedDiffusionSampler:
           key: randomness of the whole run, or one key for each row.
           canvas_BL: tokens, read where they are given.
           given_BL: bool, positions that stay as they are (a prompt anywhere).
+          lengths_B: int32, positions of each row that the model sees; None: all. What
+            stands behind them must be given.
           show: number of intermediate states to keep.
         """
         keys_B = row_keys(key, canvas_BL.shape[0])
@@ -64,9 +67,10 @@ class MaskedDiffusionSampler:
             keys_B=keys_B,
             given_BL=given_BL,
             guidance=self.guidance,
+            lengths_B=lengths_B,
         )
         start_BL = jnp.where(given_BL, canvas_BL, self._start(keys_B, canvas_BL.shape))
-        start_BL = self._close(start_BL, given_BL)
+        start_BL = self._close(start_BL, given_BL, lengths_B)
         state = self.rule.begin(denoiser, start_BL)
         num_calls = self.rule.num_calls(state)
 
@@ -80,7 +84,7 @@ class MaskedDiffusionSampler:
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             call, tokens_BL, state, states_SBL = carry
             tokens_BL, state = self.rule.step(denoiser, call, tokens_BL, state)
-            tokens_BL = self._close(tokens_BL, given_BL)
+            tokens_BL = self._close(tokens_BL, given_BL, lengths_B)
             states_SBL = keep_state(states_SBL, call, num_calls, tokens_BL)
             return call + 1, tokens_BL, state, states_SBL
 
@@ -97,11 +101,15 @@ class MaskedDiffusionSampler:
             fold_rows(keys_B, PRIOR)
         )
 
-    def _close(self, tokens_BL: jax.Array, given_BL: jax.Array) -> jax.Array:
+    def _close(
+        self, tokens_BL: jax.Array, given_BL: jax.Array, lengths_B: jax.Array | None
+    ) -> jax.Array:
         """Rows that are finished, with EOS behind their end."""
         if self.eos_id is None or self.rule.revises:
             return tokens_BL
         position_L = jnp.arange(tokens_BL.shape[1])
+        if lengths_B is not None:
+            given_BL = given_BL & (position_L < lengths_B[:, None])
         last_B = jnp.max(jnp.where(given_BL, position_L, -1), axis=1)
         end_BL = (tokens_BL == self.eos_id) & (position_L > last_B[:, None])
         ended_BL = jnp.cumsum(end_BL, axis=1) > 0

@@ -54,6 +54,7 @@ class UniformDiffusionSampler:
         key: jax.Array,
         canvas_BL: jax.Array,
         given_BL: jax.Array,
+        lengths_B: jax.Array | None = None,
         *,
         show: int = 0,
     ) -> Filled:
@@ -66,6 +67,7 @@ class UniformDiffusionSampler:
             draw=self.draw,
             keys_B=keys_B,
             given_BL=given_BL,
+            lengths_B=lengths_B,
         )
         noise_BL = self._noise(keys_B, 0, length)
         start_BL = jnp.where(given_BL, canvas_BL, noise_BL)

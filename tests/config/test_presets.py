@@ -16,6 +16,7 @@ from lmjax.config.schema import (
     UniformDiffusionConfig,
 )
 from lmjax.core.errors import ConfigError
+from lmjax.train.milestones import parse
 
 
 def test_without_variants_it_is_small_masked_diffusion() -> None:
@@ -130,3 +131,48 @@ def test_two_of_a_kind_are_refused(pair: list[str]) -> None:
         ConfigError, match=f"two .*{pair[0]}, {pair[1]}|two .*{pair[1]}"
     ):
         presets.babylm(pair)
+
+
+@pytest.mark.parametrize(
+    ("track", "words", "milestones"), [("strict_small", 10, 19), ("strict", 100, 28)]
+)
+def test_a_track_has_its_limits_and_its_milestones(
+    track: str, words: int, milestones: int
+) -> None:
+    config = presets.babylm([track, "nano", "ar"])
+    assert config.data.max_words == words * 10**6
+    assert config.train.max_words == 10 * config.data.max_words
+    assert config.train.budget == "10 epochs" and config.data.max_epochs == ("10",)
+    found = parse(config.checkpoint.milestones, config.train.max_words)
+    assert len(found) == milestones
+    assert found[:11] == (*range(10**6, 10**7 + 1, 10**6), 2 * 10**7)
+    assert found[-1] == config.train.max_words
+    assert config.data.bos
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [
+        ("138m", 137.8),
+        ("350m", 341.1),
+        ("435m", 435.5),
+        ("700m", 675.4),
+        ("880m", 879.9),
+    ],
+)
+def test_sizes_of_rscalm_have_the_parameters_they_say(
+    size: str, millions: float
+) -> None:
+    """With 32,000 ids, tied: tables, three matrices of the mlp, four of attention."""
+    model = presets.rscalm(size).model
+    width, layers = model.width, model.num_layers
+    assert width // model.num_heads == 64 and width % model.num_heads == 0
+    layer = 4 * width**2 + 3 * width * model.mlp_width + 2 * width
+    total = 32_000 * width + layers * layer + width
+    assert round(total / 1e6, 1) == millions
+
+
+def test_an_unknown_size_of_rscalm_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="140m") as error:
+        presets.rscalm("140m")
+    assert "138m" in error.value.remedy

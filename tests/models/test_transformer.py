@@ -12,6 +12,7 @@ from lmjax.config.schema import Backbone
 from lmjax.core import trees
 from lmjax.models.attention_kernels import chunked_attention
 from lmjax.models.build import Model
+from lmjax.models.decoder import Decoder, take_apart
 
 MakeModel = Callable[..., Model]
 RandomParams = Callable[..., Any]
@@ -119,32 +120,36 @@ def test_padding_does_not_change_hidden_states_of_real_tokens(
 def test_extending_a_cache_gives_the_states_of_the_full_forward(
     make_model: MakeModel, random_params: RandomParams, scan: bool
 ) -> None:
-    """Prompts of 6 and 3 tokens share a batch; then one token at a time."""
+    """Prompts of 6 and 3 tokens share a batch; then one token at a time.
+
+    The shorter one has padding in front, which changes nothing whatever it is.
+    """
     model = make_model(causal=True, scan=scan, qk_norm=True, **BIASES)
     params = random_params(model)
     expected = _hidden(model)(params, TOKENS)
+    pads = np.array([0, 3], np.int32)
 
     @jax.jit
-    def extend(params: Any, tokens: Any, positions: Any, cache: Any) -> Any:
-        module = model.bind(params)
-        states, cache = module.extend(tokens, positions, cache)
-        return module.finish(states), cache
+    def read(params: Any, tokens: Any) -> Any:
+        return Decoder(model.bind, take_apart(params)).read(tokens, pads, 9)
 
-    cache = model.bind(params).empty_cache(2, 9)
-    prompts = np.array([6, 3])
-    prompt = np.where(np.arange(6) < prompts[:, None], TOKENS[:, :6], 1)
-    every = np.broadcast_to(np.arange(6, dtype=np.int32), (2, 6))
-    states, cache = extend(params, prompt.astype(np.int32), every, cache)
-    np.testing.assert_allclose(states[0], expected[0, :6], rtol=2e-5, atol=1e-5)
-    np.testing.assert_allclose(states[1, :3], expected[1, :3], rtol=2e-5, atol=1e-5)
+    @jax.jit
+    def extend(params: Any, token: Any, slot: Any, cache: Any) -> Any:
+        decoder = Decoder(model.bind, take_apart(params))
+        return decoder.extend(token, slot, pads, cache)
+
     rows = np.arange(2)
-    for step in range(3):
-        position = prompts + step
-        token = TOKENS[rows, position][:, None]
-        states, cache = extend(params, token, position[:, None].astype(np.int32), cache)
-        np.testing.assert_allclose(
-            states[:, 0], expected[rows, position], rtol=2e-5, atol=1e-5
-        )
+    for padding in (1, 5):
+        shorter = [*[padding] * 3, *TOKENS[1, :3]]
+        states, cache = read(params, np.array([TOKENS[0, :6], shorter], np.int32))
+        np.testing.assert_allclose(states[0], expected[0, :6], rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(states[1, 3:], expected[1, :3], rtol=2e-5, atol=1e-5)
+        for slot in range(6, 9):
+            token = TOKENS[rows, slot - pads]
+            states, cache = extend(params, token, slot, cache)
+            np.testing.assert_allclose(
+                states, expected[rows, slot - pads], rtol=2e-5, atol=1e-5
+            )
 
 
 def test_grouped_queries_equal_full_heads_with_repeated_keys_and_values(

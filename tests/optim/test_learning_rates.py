@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import optax
 import pytest
 
-from lmjax.config.schema import LearningRateKind, OptimConfig
-from lmjax.optim.learning_rates import learning_rate
+from lmjax.config.schema import LearningRateKind, OnExtend, OptimConfig
+from lmjax.core.errors import ConfigError
+from lmjax.optim.learning_rates import learning_rate, over_lengths
 
 PEAK, MINIMUM, TOTAL, WARMUP, DECAY = 0.1, 0.01, 100, 20, 16
 
@@ -95,3 +97,74 @@ def test_runs_shorter_than_their_warm_up_or_decay_have_a_rate(
     np.testing.assert_allclose(rates, PEAK * (np.arange(total) + 1) / total, rtol=1e-6)
     rates = _rates(kind, total=total, warmup=0)
     assert ((rates >= MINIMUM * (1 - 1e-6)) & (rates <= PEAK * (1 + 1e-6))).all()
+
+
+def _over(
+    lengths: list[list[int]], on_extend: OnExtend, kind: LearningRateKind, steps: int
+) -> np.ndarray:
+    config = OptimConfig(learning_rate=PEAK, min_learning_rate=MINIMUM, schedule=kind)
+
+    def make(total: int) -> optax.Schedule:
+        return learning_rate(
+            config, total_steps=total, warmup_steps=10, decay_steps=DECAY
+        )
+
+    schedule = over_lengths(make, lengths, on_extend, 10)
+    return np.array([float(schedule(step)) for step in range(steps)])
+
+
+COSINE = LearningRateKind.COSINE
+LONGER = [[0, TOTAL], [80, 2 * TOTAL]]
+
+
+@pytest.mark.parametrize("on_extend", list(OnExtend))
+def test_a_run_of_one_length_is_never_touched(on_extend: OnExtend) -> None:
+    found = _over([[0, TOTAL]], on_extend, COSINE, TOTAL)
+    np.testing.assert_array_equal(found, _rates(COSINE, warmup=10))
+
+
+def test_rescale_is_a_run_of_the_new_length_from_the_start() -> None:
+    found = _over(LONGER, OnExtend.RESCALE, COSINE, 2 * TOTAL)
+    np.testing.assert_array_equal(found, _rates(COSINE, warmup=10, total=2 * TOTAL))
+
+
+def test_hold_keeps_the_first_length_and_then_the_minimum() -> None:
+    found = _over(LONGER, OnExtend.HOLD, COSINE, 2 * TOTAL)
+    np.testing.assert_array_equal(found[:TOTAL], _rates(COSINE, warmup=10))
+    np.testing.assert_allclose(found[TOTAL:], MINIMUM, rtol=1e-6)
+
+
+def test_rewarm_rises_from_where_it_was_and_decays_by_the_new_end() -> None:
+    found = _over([*LONGER, [150, 300]], OnExtend.REWARM, COSINE, 300)
+    np.testing.assert_array_equal(found[:80], _rates(COSINE, warmup=10)[:80])
+    for start, end in ((80, 150), (150, 300)):
+        low = found[start - 1]
+        rise = found[start : start + 10]
+        assert np.all(np.diff([low, *rise]) > 0)
+        assert rise[-1] == pytest.approx(PEAK, rel=0.01)
+        assert rise[0] - low < 0.15 * (PEAK - MINIMUM)
+        assert np.all(np.diff(found[start + 10 : end]) < 0)
+    assert found[-1] == pytest.approx(MINIMUM, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "refused"),
+    [
+        (COSINE, LONGER, True),
+        (COSINE, [[0, TOTAL], [80, 90]], True),
+        (LearningRateKind.CONSTANT, LONGER, False),
+        # Before its last decay a run is the same however long it is.
+        (LearningRateKind.WARMUP_STABLE_DECAY, LONGER, False),
+        (LearningRateKind.WARMUP_STABLE_DECAY, [[0, TOTAL], [90, 200]], True),
+    ],
+)
+def test_a_jump_is_refused_unless_it_was_asked_for(
+    kind: LearningRateKind, lengths: list[list[int]], refused: bool
+) -> None:
+    if not refused:
+        _over(lengths, OnExtend.REFUSE, kind, 1)
+        return
+    with pytest.raises(ConfigError, match="would jump") as error:
+        _over(lengths, OnExtend.REFUSE, kind, 1)
+    for choice in ("rescale", "hold", "rewarm"):
+        assert choice in error.value.remedy

@@ -1,4 +1,4 @@
-"""Tokens are drawn from exactly the law that temperature, top-k and top-p leave."""
+"""Tokens are drawn from exactly the law that temperature and restrictions leave."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmjax.sampling.logits import TokenSampler
+from lmjax.sampling.logits import TokenSampler, penalize
 
 
 def _logits(probabilities: list[float]) -> jax.Array:
@@ -105,3 +105,79 @@ def test_the_law_is_that_of_the_draws() -> None:
     np.testing.assert_allclose(np.exp(found), hot / hot.sum(), rtol=1e-5)
     coldest = TokenSampler(temperature=0.0).law(_logits([0.2, 0.5, 0.3]))
     np.testing.assert_array_equal(np.exp(coldest), [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("min_p", "kept"), [(0.0, {0, 1, 2, 3}), (0.3, {1, 2, 3}), (0.8, {1}), (1.0, {1})]
+)
+def test_min_p_keeps_what_is_probable_beside_the_best(
+    min_p: float, kept: set[int]
+) -> None:
+    assert _kept(TokenSampler(min_p=min_p), [0.1, 0.5, 0.2, 0.2]) == kept
+
+
+def test_min_p_looks_at_the_law_that_temperature_made() -> None:
+    """At temperature 2 a fourth of the probability is half of it."""
+    logits = _logits([0.8, 0.2])
+    cold = TokenSampler(min_p=0.4).law(logits)
+    hot = TokenSampler(min_p=0.4, temperature=2.0).law(logits)
+    np.testing.assert_allclose(np.exp(cold), [1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(hot), [2 / 3, 1 / 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_restrictions_are_those_of_a_sorted_vocabulary(seed: int) -> None:
+    """Against sums over the sorted law, in float64; some ids are never predicted."""
+    generator = np.random.default_rng(seed)
+    scale = [0.1, 1.0, 8.0, 30.0][seed]
+    logits = (scale * generator.normal(size=(3, 301))).astype(np.float32)
+    logits[:, ::7] = -np.inf
+    for top_p, top_k in [(0.1, 0), (0.9, 0), (0.999, 0), (1.0, 40), (0.7, 40)]:
+        found = TokenSampler(top_p=top_p, top_k=top_k).restrict(jnp.asarray(logits))
+        for row, restricted in zip(logits.astype(np.float64), found, strict=True):
+            order = np.argsort(-row)[: top_k or None]
+            law = np.exp(row[order] - row.max())
+            before = np.cumsum(law / law.sum()) - law / law.sum()
+            wanted = order[before < top_p] if top_p < 1 else order
+            kept = np.flatnonzero(np.isfinite(restricted))
+            assert set(kept) == set(wanted[np.isfinite(row[wanted])])
+            np.testing.assert_array_equal(restricted[kept], row[kept])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 17, 300])
+def test_draws_follow_their_law_whatever_the_size_of_the_vocabulary(size: int) -> None:
+    """Blocks of ids that do not come out even; every id is drawn, and none beyond."""
+    law = np.random.default_rng(size).uniform(0.2, 1.0, size=size)
+    law /= law.sum()
+    counts = _counts(TokenSampler(), jnp.log(jnp.array(law)), 100_000)
+    assert len(counts) == size and counts.min() > 0
+    if size > 1:
+        assert stats.chisquare(counts, 100_000 * law).pvalue > 1e-3
+
+
+def test_the_first_of_equal_tokens_is_the_most_probable_one() -> None:
+    logits = jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0], [-5.0, -9.0, -5.0]])
+    drawn = TokenSampler(temperature=0.0)(jax.random.key(0), logits)
+    np.testing.assert_array_equal(drawn, [1, 0, 0])
+
+
+def test_a_penalty_makes_what_was_seen_less_probable_on_either_side_of_zero() -> None:
+    logits = jnp.array([3.0, -3.0, 3.0, -3.0, 0.0, -jnp.inf])
+    seen = jnp.array([True, True, False, False, True, True])
+    found = penalize(logits, seen, 1.5)
+    np.testing.assert_allclose(found, [2.0, -4.5, 3.0, -3.0, 0.0, -np.inf])
+    np.testing.assert_array_equal(penalize(logits, seen, 1.0), logits)
+
+
+def test_the_penalty_is_that_of_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(3, 11)).astype(np.float32)
+    ids = generator.integers(0, 11, size=(3, 6))
+    seen = np.zeros((3, 11), bool)
+    np.put_along_axis(seen, ids, True, axis=1)
+    for penalty in (0.7, 1.3):
+        expected = process(penalty)(torch.tensor(ids), torch.tensor(logits))
+        found = penalize(jnp.asarray(logits), jnp.asarray(seen), penalty)
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)

@@ -1,6 +1,5 @@
 """Texts in, texts out: a tokenizer of letters around the tiny models."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from lmjax.data.tokenization.tokenizers import SpecialIds
 from lmjax.diffusion.process import MaskProcess
 from lmjax.diffusion.schedules import LightCosineSchedule
 from lmjax.models.build import Model
+from lmjax.models.decoder import Decoder, take_apart
 from lmjax.sampling.autoregressive import AutoregressiveSampler
 from lmjax.sampling.logits import TokenSampler
 from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
@@ -137,40 +137,19 @@ def test_a_prompt_that_fills_the_context_is_refused(
         generate(["cat"], max_new_tokens=0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Canned(AutoregressiveSampler):
-    """Writes what it is told, whatever the model."""
-
-    written: tuple[int, ...]
-
-    def __call__(self, params: Any, key: Any, canvas: Any, lengths: Any) -> jax.Array:
-        del params, key, lengths
-        return jnp.asarray(canvas).at[:, 1:].set(np.array(self.written))
-
-
-@pytest.mark.parametrize(
-    ("written", "text"),
-    [
-        ([5, 6, 7, 8, 3, 3], "abcd"),
-        ([5, 6, 7, 8, 9, 10], "abcdef"),
-        ([5, 6, 3, 8, 3, 9], "ab"),
-        ([5, 6, 4, 8, 3, 9], "ab?d"),
-    ],
-)
-def test_a_text_ends_with_its_document(written: list[int], text: str) -> None:
-    sampler = Canned(
-        bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=tuple(written)
+def _generator(model: Any = None, **options: Any) -> Generator:
+    sampler = _causal(model) if model else _idle()
+    return Generator(
+        sampler, Letters(), **({"max_length": MAX_LENGTH, "opening": [3]} | options)
     )
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
-    samples = generator(
-        None, jax.random.key(0), ["ab"], num_samples=1, max_new_tokens=4
-    )
-    assert [sample.text for sample in samples] == [text]
+
+
+def _idle() -> AutoregressiveSampler:
+    return AutoregressiveSampler(bind=None, bos_id=1, eos_id=3, draw=TokenSampler())
 
 
 def test_prompts_can_be_checked_before_there_is_a_model() -> None:
-    sampler = Canned(bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=())
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=[3])
+    generator = _generator()
     generator.check(["a" * 9, ""], max_new_tokens=6)
     generator.check([], max_new_tokens=15)
     with pytest.raises(ConfigError, match="context of 16"):
@@ -182,23 +161,32 @@ def test_prompts_can_be_checked_before_there_is_a_model() -> None:
 @pytest.mark.parametrize("opening", [(), (3,), (3, 1)])
 def test_the_opening_stands_before_the_prompt_and_is_not_told(
     opening: tuple[int, ...],
+    make_model: Callable[..., Model],
+    random_params: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And before both what the model reads first; then there is padding in front."""
     seen = []
+    begin = AutoregressiveSampler.begin
 
-    def fill(params: Any, key: Any, canvas: Any, lengths: Any) -> Any:
-        seen.append((canvas, lengths))
-        return canvas
+    def watched(self: Any, params: Any, prompts: Any, **options: Any) -> Any:
+        jax.debug.callback(lambda *read: seen.append(read), *prompts[:2])
+        return begin(self, params, prompts, **options)
 
-    sampler = Canned(bind=None, bos_id=1, eos_id=3, draw=TokenSampler(), written=())
-    generator = Generator(sampler, Letters(), max_length=MAX_LENGTH, opening=opening)
-    generator._fill = fill
-    (sample,) = generator(
-        None, jax.random.key(0), ["cab"], num_samples=1, max_new_tokens=2
+    monkeypatch.setattr(AutoregressiveSampler, "begin", watched)
+    model = make_model(causal=True)
+    (sample,) = _generator(model, opening=opening)(
+        random_params(model),
+        jax.random.key(0),
+        ["cab"],
+        num_samples=1,
+        max_new_tokens=2,
     )
-    canvas, lengths = seen[0]
-    prompt = Letters().encode("cab")
-    assert canvas[0, : len(opening) + 3].tolist() == [*opening, *prompt]
-    assert lengths.tolist() == [len(opening) + 3]
+    jax.effects_barrier()
+    inputs_BL, pads_B = seen[0]
+    read = [1, *opening, *Letters().encode("cab")]
+    assert inputs_BL[0, pads_B[0] :].tolist() == read
+    assert pads_B[0] == inputs_BL.shape[1] - len(read)
     assert sample.text.startswith("cab")
 
 
@@ -246,17 +234,14 @@ def test_after_a_slide_the_cache_holds_what_the_whole_window_gives(
     @jax.jit
     def cached(params: Any, inputs_BL: Any) -> jax.Array:
         """Reads what is kept at once, and the rest token by token."""
-        bound = model.bind(params)
-        cache = bound.empty_cache(*inputs_BL.shape)
-        kept = MAX_LENGTH - stride
-        places = np.arange(MAX_LENGTH)[None]
-        hidden, cache = bound.extend(inputs_BL[:, :kept], places[:, :kept], cache)
+        decoder = Decoder(model.bind, take_apart(params))
+        kept, none = MAX_LENGTH - stride, np.zeros(1, np.int32)
+        hidden, cache = decoder.read(inputs_BL[:, :kept], none, MAX_LENGTH)
         found = [hidden]
         for i in range(kept, MAX_LENGTH):
-            part = slice(i, i + 1)
-            hidden, cache = bound.extend(inputs_BL[:, part], places[:, part], cache)
-            found.append(hidden)
-        return bound.logits(bound.finish(jnp.concatenate(found, axis=1)))
+            hidden, cache = decoder.extend(inputs_BL[:, i], i, none, cache)
+            found.append(hidden[:, None])
+        return decoder.logits(jnp.concatenate(found, axis=1))
 
     tokens = [3]
     starts = [*range(0, total - MAX_LENGTH, stride), total - MAX_LENGTH]
