@@ -170,13 +170,12 @@ def build_generator(
 ) -> Generator:
     """Writes texts with the sampler that goes with the objective."""
     special = system.tokenizer.special
-    opening, first = document_opening(data, special), special.bos
-    if isinstance(system.objective, Autoregressive):
-        first = system.objective.bos_id
+    causal = isinstance(system.objective, Autoregressive)
+    first = system.objective.bos_id if causal else special.bos
     if data.document_mask and data.packing is not Packing.DOCUMENTS:
         # Then a document sees nothing of the one before: not its end, but for a causal
         # model, which reads that as the document's first input.
-        opening, first = opening[1:], special.eos
+        first = special.eos
     sampler = build_sampler(
         config,
         system.objective,
@@ -188,7 +187,7 @@ def build_generator(
         sampler,
         system.tokenizer,
         max_length=max_length,
-        opening=opening,
+        opening=document_opening(data, special, first),
         stride=config.stride,
         show_steps=config.show_steps,
         stops=config.stop,
@@ -218,12 +217,16 @@ def text_opening(config: Config, special: SpecialIds) -> int:
     return special.bos if config.data.bos else special.eos
 
 
-def document_opening(data: DataConfig, special: SpecialIds) -> tuple[int, ...]:
+def document_opening(
+    data: DataConfig, special: SpecialIds, first_id: int
+) -> tuple[int, ...]:
     """What stands before a document's text: the end of another, and its own BOS.
 
-    Where each has windows of its own, nothing of another stands before it.
+    Where each has windows of its own, nothing of another stands before it; where the
+    first input of a window, `first_id`, is such an end, that is enough.
     """
-    end = () if data.packing is Packing.DOCUMENTS else (special.eos,)
+    alone = data.packing is Packing.DOCUMENTS or first_id == special.eos
+    end = () if alone else (special.eos,)
     return (*end, special.bos) if data.bos else end
 
 

@@ -46,6 +46,7 @@ def make(
         "words_seen": progress.words,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "corpus": _corpus(prepared),
         "eval": found_all.to_json(),
     }
     figures = found_all.figures("held-out")
@@ -60,6 +61,18 @@ def make(
         figures += more
     summary["figures"] = [figure.to_json() for figure in figures]
     return summary
+
+
+def _corpus(prepared: Prepared) -> dict[str, Any]:
+    """The training text: each word once, without what is held out."""
+    return {
+        "sha256": prepared.sha256,
+        "tokenizer_sha256": prepared.tokenizer.identity,
+        "sources": [
+            {"name": records.source} | dataclasses.asdict(records.counts)
+            for records in prepared.train.records
+        ],
+    }
 
 
 def _sample_figures(
@@ -81,11 +94,12 @@ def _sample_figures(
     objective = pair_objective(system.objective)
     if pairs and objective is not None:
         special = system.tokenizer.special
+        first_id = experiment.first_input(config.objective, special)
         accuracy = evaluate_pairs(
             Scorer(system.model.bind, objective, system.mesh),
             params,
             pairs,
-            opening=experiment.document_opening(config.data, special),
+            opening=experiment.document_opening(config.data, special, first_id),
             eos_id=special.eos,
             pad_id=special.pad,
             document_mask=config.data.document_mask,

@@ -42,6 +42,7 @@ _NOT_EMPTY = (
     "data.default_folder",
     "data.text_field",
     "data.cache_dir",
+    "export.checkpoints",
     "log.wandb_project",
 )
 _NO_BLANKS = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import lmjax
 from lmjax.config.schema import (
     Architecture,
     AutoregressiveConfig,
@@ -159,7 +159,7 @@ class _Facts:
         else:
             config = BY_KIND[kind].config_json(self.model.config, num_ids=self.num_ids)
             config |= self._token_ids() | {"use_cache": True}
-        own: dict[str, Any] = {"version": lmjax.__version__}
+        own: dict[str, Any] = {"version": importlib.metadata.version("lmjax")}
         if isinstance(self.objective, AutoregressiveConfig):
             own["first_input"] = self.objective.first_input.value
         # transformers 5 would write "dtype", and reads both.

@@ -260,7 +260,7 @@ def _check(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
             texts, found, tokenizer.encode_ids(texts), strict=True
         )
         if theirs.ids != ours.tolist()
-        and not _equally_likely(content["model"], theirs.ids, ours)
+        and not equally_likely(content["model"], theirs.ids, ours)
     ]
     if different:
         text, theirs, ours = different[0]
@@ -274,7 +274,7 @@ def _check(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
         )
 
 
-def _equally_likely(
+def equally_likely(
     model: Mapping[str, Any], first: Sequence[int], second: Sequence[int]
 ) -> bool:
     """Whether a unigram model could give either: single precision decides then."""

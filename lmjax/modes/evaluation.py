@@ -84,12 +84,14 @@ def _judge(name: str) -> Judge:
         config.parallel = ParallelConfig()  # it reads on one device
         system = experiment.build_system(config, tokenizer, jax.local_devices()[:1])
         params = folder.restore_params(system)
+    special = tokenizer.special
+    first_id = experiment.first_input(config.objective, special)
     return LmjaxJudge(
         Scorer(system.model.bind, system.objective, system.mesh),
         params,
         tokenizer,
         name=name,
-        opening=experiment.document_opening(config.data, tokenizer.special),
+        opening=experiment.document_opening(config.data, special, first_id),
         max_length=config.model.max_length,
         document_mask=config.data.document_mask,
     )

@@ -58,6 +58,10 @@ BROKEN = [
     {"model__num_heads": 0},
     {"model__num_kv_heads": 5},
     {"model__num_kv_heads": -1},
+    {"model__head_width": -2},
+    {"model__head_width": 7},
+    {"model__norm_bias": True},
+    {"model__vocab_size": -1},
     {"model__mlp_width": 0},
     {"model__rope_theta": 0.0},
     {"model__norm_epsilon": 0.0},
@@ -104,6 +108,7 @@ BROKEN = [
     {"generate__steps": 0},
     {"log__every": "x"},
     {"log__wandb_project": ""},
+    {"export__checkpoints": " "},
     {"parallel__data": -1},
     {"parallel__data": 2},
     {"parallel__fsdp": 0},
@@ -125,6 +130,7 @@ def test_a_broken_rule_names_field_and_value_once(change: dict[str, object]) -> 
     [
         {"model__dropout": 0.0},
         {"model__num_kv_heads": 4},
+        {"model__head_width": 2},
         {"data__sequence_length": 1024},
         {"data__valid_fraction": 0.5},
         {"generate__temperature": 0.0},
@@ -186,6 +192,32 @@ def test_time_conditioning_needs_a_dit() -> None:
     message = _message(config)
     assert "model.time_conditioning=True: must be False" in message
     assert "for model.backbone=transformer" in message
+
+
+def test_heads_of_their_own_width_leave_the_width_free() -> None:
+    checks.check(_with(model__width=770, model__head_width=64))
+    assert "model.width=770" in _message(_with(model__width=770))
+
+
+def test_learned_positions_turn_no_pairs() -> None:
+    odd = {"model__width": 12 * 63, "model__positions": "learned"}
+    checks.check(_with(**odd))
+    checks.check(_with(model__head_width=7, model__positions="learned"))
+
+
+def test_a_bias_is_for_layer_normalisation() -> None:
+    checks.check(_with(model__norm="layer", model__norm_bias=True))
+    message = _message(_with(model__norm_bias=True))
+    assert "model.norm_bias=True: is for layer normalisation" in message
+    assert "model.norm=rms" in message
+
+
+@pytest.mark.parametrize("repo", ["", "name", "a/b/c", "owner/na me"])
+def test_what_is_pushed_needs_a_repository(repo: str) -> None:
+    checks.check(_with(export__push="upload", export__hub_repo="owner/babylm-1.0"))
+    checks.check(_with(export__hub_repo=repo))
+    message = _message(_with(export__push="dry_run", export__hub_repo=repo))
+    assert "export.push=dry_run: needs a repository" in message
 
 
 def test_a_dit_needs_diffusion() -> None:
@@ -264,6 +296,8 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
         "evaluate.json",
         "evaluate.judge",
         "data.prompt_field",
+        "export.folder",
+        "export.hub_repo",  # but for what is pushed
     }
     ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
     for name, kind in fields.schema_types().items():

@@ -165,7 +165,6 @@ def test_greedy_texts_are_those_of_transformers(
     written = loaded.eval().generate(
         inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=64
     )
-    config.data.document_mask = True  # a document begins with the first input alone
     write = experiment.build_generator(
         config.generate, config.data, system, max_length=config.model.max_length
     )

@@ -406,3 +406,15 @@ def test_attention_weights_are_given_where_they_are_asked_for(
     assert [weights.shape for weights in output.attentions] == [(3, 4, 9, 9)] * 2
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(3, 4, 9))
     _equal(output.logits, loaded(tokens).logits.detach())
+
+
+@pytest.mark.parametrize("case", ["timed", "causal_learned"])
+def test_half_precision_stays_near(saved: Callable[[str], Saved], case: str) -> None:
+    tokens, sigma_B = _ids(_tokens()), torch.tensor([0.1, 0.7, 2.0])
+    whole = saved(case).load()(tokens, sigma=sigma_B).logits
+    half = saved(case).load().to(torch.bfloat16)(tokens, sigma=sigma_B).logits
+    assert half.dtype == torch.bfloat16
+    kept = whole > torch.finfo(torch.float32).min
+    assert (half[~kept] == torch.finfo(torch.bfloat16).min).all()
+    error = (half.float() - whole)[kept].square().mean().sqrt()
+    assert error < 0.05 * whole[kept].std()

@@ -27,21 +27,10 @@ from lmjax.export.tokenizer_files import tokenizer_files
 
 tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = [
-    "the",
-    "cat",
-    "cats",
-    "dog's",
-    "don't",
-    "haha",
-    "hahaha",
-    "...",
-    "-----",
-    "été",
-    "naïve",
-    "語",
-    "over",
-]
+WORDS = (
+    *("the", "cat", "cats", "dog's", "don't", "haha", "hahaha", "over"),
+    *("...", "-----", "été", "naïve", "語"),
+)
 TRAPS = (
     *(chr(i) for i in (*range(0x21), 0x7F, 0x85, 0xA0, 0xAD, 0x3000, 0xFEFF)),
     *"\u200b\u2028\u2029\u2581\u2585\ufffd",
@@ -98,11 +87,22 @@ def _library(tokenizer: Tokenizer, *, text_is_text: bool = True) -> Any:
     return read
 
 
+def _as_good(library: Any, ids: list[int], expected: list[int]) -> bool:
+    """Whether ids are as expected, or what single precision makes of a tie."""
+    if ids == expected:
+        return True
+    model = json.loads(library.to_str())["model"]
+    return module.equally_likely(model, ids, expected)
+
+
 def _check_same(tokenizer: Tokenizer, library: Any, text: str) -> None:
     encoding = library.encode(text, add_special_tokens=False)
     ids, sizes = tokenizer.encode_aligned(text)
-    assert encoding.ids == tokenizer.encode(text) == ids.tolist()
+    assert tokenizer.encode(text) == ids.tolist()
+    assert _as_good(library, encoding.ids, ids.tolist())
     assert library.decode(encoding.ids) == tokenizer.decode(ids)
+    if encoding.ids != ids.tolist():
+        return
     starts = np.cumsum([0] + [len(c.encode()) for c in text])
     ends = np.cumsum(sizes)
     for cut in range(len(text)):  # the official rule for what completes text[:cut]
@@ -280,10 +280,7 @@ def test_models_of_others_are_followed_in_what_they_do_to_blanks(
         text = "".join(draw.choices(parts, k=draw.randint(1, 8)))
         ids = library.encode(text, add_special_tokens=False).ids
         expected = tokenizer.encode(text)
-        scores = None if kind != "unigram" else json.loads(library.to_str())["model"]
-        assert ids == expected or (
-            scores and module._equally_likely(scores, ids, expected)
-        )
+        assert _as_good(library, ids, expected)
         assert library.decode(expected) == tokenizer.decode(expected)
 
 
@@ -397,7 +394,10 @@ def test_real_text_has_the_same_ids(shared_data: Path, kind: str) -> None:
     lines = [line for text in texts for line in text.splitlines()]
     found = library.encode_batch(lines, add_special_tokens=False)
     expected = tokenizer.encode_ids(lines)
+    others = 0
     for line, encoding, ids in zip(lines, found, expected, strict=True):
-        assert encoding.ids == ids.tolist(), line
+        assert _as_good(library, encoding.ids, ids.tolist()), line
+        others += encoding.ids != ids.tolist()
+    assert others <= (len(lines) // 100 if kind == "unigram" else 0)
     for line in lines[::25]:
         _check_same(tokenizer, library, line[:80])

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from lmjax.config import presets
-from lmjax.config.schema import Backbone, MLPKind, ModelConfig, NormKind
+from lmjax.config.schema import (
+    Backbone,
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    PositionKind,
+)
 from lmjax.core import trees
 from lmjax.models.attention_kernels import library_attention
 from lmjax.models.build import Model, build_model, padded_vocab_size
@@ -31,7 +37,14 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("fields", VARIANTS)
+LEARNED = dict(positions=PositionKind.LEARNED, head_width=6)
+WITH_BIAS = dict(norm=NormKind.LAYER, norm_bias=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [*VARIANTS, LEARNED | WITH_BIAS, LEARNED | dict(backbone=Backbone.DIT)],
+)
 def test_every_dimension_of_every_parameter_has_a_known_name(
     make_model: Callable[..., Model], fields: dict[str, Any]
 ) -> None:
@@ -68,6 +81,51 @@ def test_names_say_which_size_a_dimension_has(
             assert size == (2 if name is None else sizes[name])
 
     jax.tree.map(check, model.shapes, model.names)
+
+
+def test_heads_may_have_a_width_of_their_own(
+    make_model: Callable[..., Model],
+) -> None:
+    model = make_model(head_width=6, qk_norm=True)  # of 4 heads, 2 for keys, width 16
+    shapes = jax.tree.map(lambda leaf: leaf.shape, model.shapes["blocks"]["attention"])
+    assert shapes["query"]["kernel"] == (2, 16, 4, 6)
+    assert shapes["value"]["kernel"] == (2, 16, 2, 6)
+    assert shapes["output"]["kernel"] == (2, 4, 6, 16)
+    assert shapes["key_norm"]["scale"] == (2, 6)
+
+
+@pytest.mark.parametrize("backbone", list(Backbone))
+def test_rows_that_pad_the_vocabulary_start_at_zero_and_change_no_other(
+    make_model: Callable[..., Model], backbone: Backbone
+) -> None:
+    whole, padded = (
+        jax.jit(make_model(backbone=backbone, num_ids=number).init)(jax.random.key(0))
+        for number in (0, 27)
+    )
+    table = whole["vocabulary"].pop("table")
+    zeroed = padded["vocabulary"].pop("table")
+    np.testing.assert_array_equal(zeroed[:27], table[:27])
+    np.testing.assert_array_equal(zeroed[27:], 0.0)
+    assert np.all(table[27:] != 0)
+    jax.tree.map(np.testing.assert_array_equal, padded, whole)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_that_pad_the_vocabulary_stay_at_zero(
+    make_training: Callable[..., Any], tied: bool
+) -> None:
+    training = make_training(
+        "autoregressive",
+        tied_embeddings=tied,
+        vocab_size=128,
+        num_ids=31,
+        unpredictable=(0, 1, 2, *range(31, 128)),
+    )
+    state, _ = training.run(3)
+    for params in (state.params, state.ema):
+        for rows in params["vocabulary"].values():
+            np.testing.assert_array_equal(rows[31:], 0.0)
+            assert np.any(rows[3:31] != 0)
 
 
 def test_initial_parameters_have_the_promised_shapes_and_follow_the_key(

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.config.schema import Backbone
+from lmjax.config.schema import Backbone, PositionKind
 from lmjax.models.attention_kernels import chunked_attention
 from lmjax.models.build import Model
 
 KINDS = {
     "causal": dict(causal=True),
     "both ways": dict(causal=False),
+    "learned positions": dict(causal=True, positions=PositionKind.LEARNED),
     "dit": dict(causal=False, backbone=Backbone.DIT, time_conditioning=True),
 }
 # Row 0 has two documents and padding, row 1 has one, row 2 is padding alone.

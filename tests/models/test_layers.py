@@ -49,13 +49,18 @@ def test_layer_norm_agrees_with_its_formula(epsilon: float) -> None:
     np.testing.assert_allclose(norm(x), expected, atol=2e-6)
 
 
-def test_layer_norm_agrees_with_torch() -> None:
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_layer_norm_agrees_with_torch(use_bias: bool) -> None:
     torch = pytest.importorskip("torch")
-    scale, x = _normal(8), 3 * _normal(2, 5, 8) + 4
-    norm = LayerNorm(8, epsilon=1e-5)
+    scale, x, bias = _normal(8), 3 * _normal(2, 5, 8) + 4, None
+    norm = LayerNorm(8, epsilon=1e-5, use_bias=use_bias)
     norm.scale[...] = jnp.asarray(scale)
+    if use_bias:
+        np.testing.assert_array_equal(norm.bias[...], 0.0)
+        bias = torch.from_numpy(_normal(2, 4)).reshape(8)
+        norm.bias[...] = jnp.asarray(bias.numpy())
     expected = torch.nn.functional.layer_norm(
-        torch.from_numpy(x), (8,), torch.from_numpy(scale), eps=1e-5
+        torch.from_numpy(x), (8,), torch.from_numpy(scale), bias, eps=1e-5
     )
     np.testing.assert_allclose(norm(x), expected.numpy(), atol=2e-6)
 

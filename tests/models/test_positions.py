@@ -5,10 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from lmjax.config.schema import ModelConfig
 from lmjax.models.attention import Attention, Rows
-from lmjax.models.positions import rotate
+from lmjax.models.attention_kernels import library_attention
+from lmjax.models.positions import LearnedPositions, rotate
 
 
 def _reference(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
@@ -55,6 +58,7 @@ def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
         width=32,
         num_heads=4,
         num_kv_heads=2,
+        head_width=8,
         causal=False,
         attend=attend,
         rope_theta=50.0,
@@ -81,3 +85,44 @@ def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
 def test_position_zero_is_left_alone() -> None:
     x = np.random.default_rng(2).normal(size=(1, 1, 2, 6)).astype(np.float32)
     np.testing.assert_array_equal(rotate(x, np.zeros((1, 1), np.int32), 10_000.0), x)
+
+
+def test_learned_positions_are_added_by_place_or_by_number() -> None:
+    config = ModelConfig(width=8, max_length=5)
+    positions = LearnedPositions(config, jnp.dtype("float32"), nnx.Rngs(0))
+    table = np.asarray(positions.table[...])
+    x = np.random.default_rng(4).normal(size=(2, 3, 8)).astype(np.float32)
+    np.testing.assert_array_equal(positions(x, None), x + table[:3])
+    numbers = np.array([[4, 0, 1], [0, 0, 3]], np.int32)
+    np.testing.assert_array_equal(positions(x, numbers), x + table[numbers])
+
+
+def test_learned_positions_start_at_half_the_size_of_the_embedding() -> None:
+    config = ModelConfig(width=64, max_length=256)
+    positions = LearnedPositions(config, jnp.dtype("float32"), nnx.Rngs(0))
+    assert np.std(positions.table[...]) == pytest.approx(1 / 16, rel=0.03)
+
+
+def test_attention_with_learned_positions_turns_nothing() -> None:
+    """Then it does not know where a token stands: permuting the row permutes it."""
+    attention = Attention(
+        width=16,
+        num_heads=2,
+        num_kv_heads=2,
+        head_width=8,
+        causal=False,
+        attend=library_attention,
+        rope_theta=0.0,
+        qk_norm=False,
+        norm_epsilon=1e-5,
+        use_bias=False,
+        output_scale=1.0,
+        dtype=jnp.dtype("float32"),
+        rngs=nnx.Rngs(0),
+    )
+    x = np.random.default_rng(3).normal(size=(1, 5, 16)).astype(np.float32)
+    order = [3, 0, 4, 2, 1]
+    found = np.asarray(attention(x, Rows()))
+    np.testing.assert_allclose(
+        attention(x[:, order], Rows()), found[:, order], atol=1e-5
+    )

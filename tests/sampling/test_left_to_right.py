@@ -1,4 +1,4 @@
-"""Batches of any mix of prompts: the same texts, in few programs, and where they end."""
+"""Batches of any mix of prompts: the same texts, in few programs; where they end."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ IDS = BYTES.vocab_size
 LONGEST = 96
 # Bytes of ASCII letters, and now and then the end.
 NEVER = tuple(sorted({*range(IDS)} - {EOS, *BYTES.encode("abcdefghijkl ")}))
-PROMPTS = ("", "a", "bcd" * 5, "the cab", "dad " * 11, "face", "a bad cage " * 3, "l")
+PROMPTS = ("", "dad " * 6, "a", "bcd" * 3, "face", "a bad cage " * 2)
 
 
 @pytest.fixture(scope="module")
@@ -57,35 +57,39 @@ def _write(
 
 
 @pytest.fixture(scope="module")
-def texts(model: Model, params: Any) -> list[Sample]:
-    return _write(_generator(model), params, PROMPTS)
+def generator(model: Model) -> Generator:
+    """Its programs are compiled once."""
+    return _generator(model)
+
+
+@pytest.fixture(scope="module")
+def texts(generator: Generator, params: Any) -> list[Sample]:
+    return _write(generator, params, PROMPTS)
 
 
 def test_a_text_is_the_same_whatever_is_written_beside_it(
-    model: Model, params: Any, texts: list[Sample]
+    model: Model, generator: Generator, params: Any, texts: list[Sample]
 ) -> None:
-    """In batches of other sizes, and without the prompts behind it."""
+    """In batches of another size, and without the prompts behind it."""
     assert len({sample.text for sample in texts}) == 2 * len(PROMPTS)
     assert {sample.ending for sample in texts} == {Ending.EOS, Ending.LENGTH}
-    for batch_size in (1, 3):
-        found = _write(_generator(model, batch_size=batch_size), params, PROMPTS)
-        assert found == texts
-    assert _write(_generator(model), params, PROMPTS[:3]) == texts[:6]
-    shorter = _write(_generator(model), params, PROMPTS[:3], max_new_tokens=9)
+    assert _write(_generator(model, batch_size=3), params, PROMPTS) == texts
+    assert _write(generator, params, PROMPTS[:2]) == texts[:4]
+    shorter = _write(generator, params, PROMPTS[:2], max_new_tokens=9)
     for short, sample in zip(shorter, texts, strict=False):
         assert short.continuation == sample.continuation[:9]
 
 
 def test_samples_of_a_prompt_and_of_equal_prompts_differ(
-    model: Model, params: Any
+    generator: Generator, params: Any
 ) -> None:
-    found = _write(_generator(model), params, ["a", "a"], num_samples=3)
+    found = _write(generator, params, ["a", "a"], num_samples=3)
     assert len({sample.text for sample in found}) == 6
     assert [sample.number for sample in found] == [0, 1, 2] * 2
 
 
 def test_any_mix_of_prompts_compiles_few_programs(model: Model, params: Any) -> None:
-    """53 lengths: sizes 16, 32 and 64 of prompts; batches of 1 to 8 rows."""
+    """30 lengths: sizes 16 and 32 of prompts; batches of 1, 2 and 4 rows."""
     counts: collections.Counter[str] = collections.Counter()
 
     class Counted(AutoregressiveSampler):
@@ -99,24 +103,27 @@ def test_any_mix_of_prompts_compiles_few_programs(model: Model, params: Any) -> 
 
     sampler = Counted(bind=model.bind, bos_id=BOS, eos_id=EOS, draw=TokenSampler())
     generator = Generator(
-        sampler, BYTES, max_length=LONGEST, opening=[EOS], batch_size=8
+        sampler, BYTES, max_length=LONGEST, opening=[EOS], batch_size=4
     )
     rng = np.random.default_rng(0)
     for _ in range(3):
-        sizes = rng.permutation(53)[: rng.integers(20, 53)]
+        sizes = rng.permutation(30)[: rng.integers(10, 30)]
         found = _write(
             generator, params, ["a" * size for size in sizes], max_new_tokens=8
         )
         assert [len(sample.prompt) for sample in found[::2]] == sizes.tolist()
-    assert counts["begin"] <= 3 * 4 and counts["go on"] <= 3 * 4
-    assert counts["begin"] >= 3, "nothing was counted"
+    assert 2 <= counts["begin"] <= 2 * 3 and 2 <= counts["go on"] <= 2 * 3
 
 
 def test_stop_strings_end_texts_and_nothing_else_changes(
-    model: Model, params: Any, texts: list[Sample]
+    generator: Generator,
+    params: Any,
+    texts: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stops = ("ab", " ", "gg")
-    found = _write(_generator(model, stops=stops), params, PROMPTS)
+    monkeypatch.setattr(generator, "stops", stops)
+    found = _write(generator, params, PROMPTS)
     stopped = 0
     for sample, whole in zip(found, texts, strict=True):
         places = [p for s in stops if (p := whole.continuation.find(s)) >= 0]
@@ -130,7 +137,7 @@ def test_stop_strings_end_texts_and_nothing_else_changes(
 
 
 def test_what_is_watched_is_what_is_written(
-    model: Model, params: Any, texts: list[Sample]
+    generator: Generator, params: Any, texts: list[Sample]
 ) -> None:
     told: dict[int, list[str]] = collections.defaultdict(list)
     ended = []
@@ -140,7 +147,7 @@ def test_what_is_watched_is_what_is_written(
         told[number].append(piece)
         ended.extend([number] * ends)
 
-    assert _write(_generator(model), params, PROMPTS, watch=watch) == texts
+    assert _write(generator, params, PROMPTS, watch=watch) == texts
     assert sorted(ended) == list(range(len(texts)))
     pieces = ["".join(told[number]) for number in range(len(texts))]
     assert pieces == [sample.continuation for sample in texts]
@@ -183,11 +190,9 @@ def test_greedy_texts_are_those_of_a_loop_without_a_cache(
     assert distinct >= (8 if penalty > 1 else 3), "a test of few letters"
 
 
-def test_ten_thousand_rows_take_batches_that_fit(
-    model: Model, params: Any, monkeypatch: pytest.MonkeyPatch
+def test_batches_are_as_large_as_the_memory_for_their_caches(
+    generator: Generator, params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of a batch follow from the memory that their caches take."""
-    generator = _generator(model)
     sizes = []
     write = LeftToRight._write
 
@@ -199,6 +204,6 @@ def test_ten_thousand_rows_take_batches_that_fit(
     # Two layers, two heads of keys and values of 4 numbers, 16 + 8 - 1 slots ... and
     # a little more for what else a row carries.
     row = 2 * 2 * 2 * 4 * (16 + 16 - 1) * 4
-    monkeypatch.setattr("lmjax.sampling.left_to_right._DEFAULT_BYTES", 9 * row)
-    found = _write(generator, params, ["a"] * 20, num_samples=1, max_new_tokens=8)
-    assert sizes == [8, 8, 4] and len(found) == 20
+    monkeypatch.setattr("lmjax.sampling.left_to_right._DEFAULT_BYTES", 5 * row)
+    found = _write(generator, params, ["a"] * 10, num_samples=1, max_new_tokens=8)
+    assert sizes == [4, 4, 2] and len(found) == 10

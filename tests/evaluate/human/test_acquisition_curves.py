@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from lmjax.config.schema import AcquisitionEdition
 from lmjax.evaluate.human import acquisition_curves as curves
@@ -61,6 +62,53 @@ def test_threshold_is_between_chance_and_the_least_not_between_first_and_last() 
     exact = 7.0 + math.log(4 / (threshold - 3) - 1) / 6
     assert _age(nats).age == pytest.approx(exact, abs=1e-3)
     assert exact < 6.85
+
+
+def test_least_surprisal_is_that_of_any_checkpoint() -> None:
+    """One that is 2 nats below the others lowers the threshold by 1."""
+    nats = _learner(7.0, CHANCE[NEW], 4.0)
+    dip = nats.copy()
+    dip[14] -= 2
+    assert _age(dip).age > _age(nats).age + 0.05
+
+
+def _official(
+    nats: np.ndarray, edition: AcquisitionEdition
+) -> tuple[float, tuple[float, ...]]:
+    """Threshold and fit as the official pipeline calls for them, of [P, C] nats."""
+    if edition is OLD:
+        x, y = np.log10(np.repeat(WORDS, nats.shape[1]) + 1), -nats.ravel()
+        limits = {"maxfev": 1000}
+    else:
+        x, y = np.log10(WORDS + 1), -nats.mean(axis=1)
+        reach = y.max() - y.min()
+        lower = [0, 0, x.min() - 1, y.min() - 2 * reach - 1]
+        upper = [10 * reach + 1, 100, x.max() + 1, y.max() + 1]
+        limits = {"maxfev": 20_000, "bounds": (lower, upper)}
+    start = [y.max() - y.min(), 1.0, x.mean(), y.min()]
+
+    def sigmoid(x, a, b, c, d):
+        return a / (1 + np.exp(-b * (x - c))) + d
+
+    fitted, _ = optimize.curve_fit(sigmoid, x, y, p0=start, **limits)
+    return -(CHANCE[edition] - 0.5 * (CHANCE[edition] + y.max())), fitted
+
+
+@pytest.mark.parametrize("edition", [OLD, NEW])
+@pytest.mark.parametrize("seed", range(6))
+def test_noisy_curves_are_fitted_as_officially(
+    edition: AcquisitionEdition, seed: int
+) -> None:
+    """Shallow, so that where the search begins and ends matters."""
+    generator = np.random.default_rng(seed)
+    x = np.log10(WORDS + 1)[:, None]
+    top = CHANCE[edition] + 0.5
+    nats = 3 + (top - 3) / (1 + np.exp(1.5 * (x - generator.uniform(6.4, 7.4))))
+    nats = nats + generator.normal(0, 0.3, (len(WORDS), 4))
+    threshold, (a, b, c, d) = _official(nats, edition)
+    found = _age(nats, edition)
+    assert found.outcome is Outcome.ACQUIRED
+    assert a / (1 + math.exp(-b * (found.age - c))) + d == pytest.approx(threshold)
 
 
 def test_chance_of_a_word_is_that_of_its_tokens() -> None:

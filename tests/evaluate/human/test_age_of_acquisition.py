@@ -228,6 +228,8 @@ def test_correlation_that_may_be_chance_scores_0_in_2026_alone() -> None:
     data = _data()
     middles = np.random.default_rng(5).uniform(6.5, 7.5, 30)
     new = _score(data, _learn(data, middles))
+    ages = [(word.model.age, word.children.age) for word in new.words.values()]
+    assert new.p == pytest.approx(stats.pearsonr(*zip(*ages, strict=True)).pvalue)
     assert new.p > 0.1
     assert new.score == 0
     assert new.correlation != 0
