@@ -165,7 +165,7 @@ def train_nano(variant: str) -> float:
 
     import jax
 
-    from lmjax import experiment
+    from lmjax import experiment, training_run
     from lmjax.config.load import load_config
     from lmjax.data.batch import synthetic
     from lmjax.data.tokenization.byte_tokenizer import ByteTokenizer

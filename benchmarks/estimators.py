@@ -18,7 +18,7 @@ import platform
 import jax
 import numpy as np
 
-from lmjax import experiment
+from lmjax import experiment, training_run
 from lmjax.config import serialize
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.objectives.mask_draws import ContinuousMasks, CountMasks, DiscreteMasks
@@ -46,7 +46,7 @@ def main() -> None:
     config = serialize.load(arguments.run / "config.json")
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer)
-    with RunFolder.open(arguments.run, config, prepared, read_only=True) as folder:
+    with RunFolder.read(arguments.run, config) as folder:
         params = folder.restore_params(system)
     batches = list(training_run.eval_batches(config, prepared, arguments.batches))
     values = {}
