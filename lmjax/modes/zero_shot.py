@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from lmjax import experiment
-from lmjax.config.schema import AutoregressiveConfig, Config
+from lmjax.config.schema import AutoregressiveConfig, Config, UniformDiffusionConfig
 from lmjax.core.errors import ConfigError
 from lmjax.core.types import PyTree
 from lmjax.evaluate import figures
@@ -90,12 +90,19 @@ class _Evaluation:
         special = self.system.tokenizer.special
         opening = (experiment.text_opening(config, special),)
         causal = isinstance(config.objective, AutoregressiveConfig)
+        if isinstance(config.objective, UniformDiffusionConfig):
+            raise ConfigError(
+                "a model of uniform noise has no probability of a token given others",
+                where="evaluate.tasks",
+                remedy="score tasks with a causal or a masked-diffusion run",
+            )
         self.prober = Prober(
             scored_model(config, self.system).bind,
             self.system.mesh,
             max_length=config.model.max_length,
             pad_id=special.pad,
             causal=causal,
+            silent=() if causal else (special.mask,),
         )
         shared = dict(
             tokenizer=self.system.tokenizer,

@@ -185,6 +185,14 @@ def test_intervals_resample_the_items_of_each_uid() -> None:
     assert result.average() == average  # seeded
 
 
+def test_a_group_counts_its_items_alike_and_the_average_its_uids() -> None:
+    made = [item("a", "b", uid=uid) for uid in "pppq"]
+    made = [dataclasses.replace(i, groups={"field": "x", **i.groups}) for i in made]
+    result = _result(task(*made), [0, 0, 0, 1])
+    assert result.groups()["field"]["x"].value == 0.75
+    assert result.average().value == 0.5
+
+
 def test_figures_say_what_they_are() -> None:
     figures = _result(_grouped(), [0, 1, 1]).figures()
     assert [figure.name for figure in figures] == [
