@@ -185,6 +185,7 @@ STOCK_CLASSES = (
             "hidden_act": ("silu", "swish", None),
             "use_sliding_window": (False, None),
         },
+        trains={"sliding_window": None},  # or old versions warn that it is not done
         whole_heads=False,
     ),
     StockClass(

@@ -4,12 +4,13 @@ Every number comes from the run. What the run does not know is left out.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import lmjax
+from lmjax.data.preparation.manifest import Prepared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,19 @@ class CardFacts:
     languages: Sequence[str] = ("en",)
 
 
+def training_sources(prepared: Prepared) -> tuple[Source, ...]:
+    """The sources of a prepared corpus, without what is held out."""
+    return tuple(
+        Source(
+            name=records.source,
+            documents=records.counts.documents,
+            words=records.counts.words,
+            tokens=records.counts.tokens,
+        )
+        for records in prepared.train.records
+    )
+
+
 def model_card(facts: CardFacts) -> str:
     """The text of README.md, with the header that the hub reads."""
     parts = [
@@ -117,9 +131,10 @@ def _header(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
+    version = importlib.metadata.version("lmjax")
     return (
         f"A language model of {facts.num_params:,} parameters, trained by "
-        f"{facts.objective} with lmjax {lmjax.__version__}. It takes up to "
+        f"{facts.objective} with lmjax {version}. It takes up to "
         f"{facts.max_length:,} tokens."
     )
 

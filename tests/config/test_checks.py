@@ -298,6 +298,8 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
         "data.prompt_field",
         "export.folder",
         "export.hub_repo",  # but for what is pushed
+        "generate.prompt_file",
+        "generate.output",
     }
     ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
     for name, kind in fields.schema_types().items():

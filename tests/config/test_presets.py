@@ -8,6 +8,7 @@ import pytest
 from lmjax.config import presets
 from lmjax.config.schema import (
     SAMPLE_CORPUS,
+    Architecture,
     AutoregressiveConfig,
     Backbone,
     MaskedDiffusionConfig,
@@ -16,6 +17,7 @@ from lmjax.config.schema import (
     UniformDiffusionConfig,
 )
 from lmjax.core.errors import ConfigError
+from lmjax.export.architectures import choose_architecture
 from lmjax.train.milestones import parse
 
 
@@ -53,7 +55,14 @@ def test_sizes_are_those_of_the_guide(
 def test_sizes_of_the_guide_are_a_dit_and_its_twin_a_transformer(size: str) -> None:
     dit, twin = (presets.babylm([size, name]).model for name in ("diffusion", "ar"))
     assert (dit.backbone, dit.time_conditioning) == (Backbone.DIT, False)
-    assert twin == dataclasses.replace(dit, backbone=Backbone.TRANSFORMER)
+    for name in ("num_layers", "width", "num_heads", "max_length", "dropout"):
+        assert getattr(twin, name) == getattr(dit, name)
+    assert twin.backbone is Backbone.TRANSFORMER
+    assert choose_architecture(Architecture.AUTO, twin, causal=True) is (
+        Architecture.LLAMA
+    )
+    # Three matrices of the mlp have as many numbers as two of 4 times the width.
+    assert 3 * twin.mlp_width == pytest.approx(2 * dit.mlp_width, rel=0.04)
 
 
 @pytest.mark.parametrize("name", ["nano", "sample"])

@@ -11,7 +11,7 @@ from lmjax.doctor.flops import flops_per_token, peak_flops
 
 def test_a_token_costs_six_flops_per_parameter_and_its_attention() -> None:
     """Two layers of width 8 over 10 keys: 12 * 2 * 8 * 10 = 1920, and 6 * 100."""
-    config = ModelConfig(num_layers=2, width=8)
+    config = ModelConfig(num_layers=2, width=8, num_heads=2)
     both_ways = flops_per_token(config, matmul_params=100, length=10, causal=False)
     assert both_ways == 600 + 1920
     causal = flops_per_token(config, matmul_params=100, length=10, causal=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from lmjax.config.schema import (
     MLPKind,
     ModelConfig,
 )
+from lmjax.data.preparation.shards import Counts
 from lmjax.data.tokenization.byte_tokenizer import ByteTokenizer
-from lmjax.export.card import CardFacts, Source, ZeroShotScore, model_card
+from lmjax.export.card import (
+    CardFacts,
+    Source,
+    ZeroShotScore,
+    model_card,
+    training_sources,
+)
 from lmjax.export.folder import export_model
 from lmjax.export.tokenizer_files import tokenizer_files
 from lmjax.models.attention_kernels import library_attention
@@ -94,6 +102,14 @@ def test_the_card_tells_the_numbers_of_the_run() -> None:
     ):
         assert told in card, told
     assert "nothing" not in card.replace("nothing behind it", "")
+
+
+def test_sources_are_those_of_the_corpus_that_was_trained_on() -> None:
+    counts = Counts(documents=3, words=20, bytes=100, tokens=30, windows=2)
+    records = types.SimpleNamespace(source="wiki", counts=counts)
+    split = types.SimpleNamespace(records=(records,))
+    (found,) = training_sources(types.SimpleNamespace(train=split))
+    assert found == Source(name="wiki", documents=3, words=20, tokens=30)
 
 
 def test_what_the_run_does_not_know_is_left_out() -> None:

@@ -227,25 +227,28 @@ def test_a_prompt_stays_and_its_masks_are_filled(code: ModuleType) -> None:
     model = code.LmjaxForMaskedLM(config).eval()
     prompt = torch.tensor([[0, 1, 5, 4, 6], [1, 2, 7, 7, 4]])
     mask = (prompt != 0).long()
-    model.lm_head.bias = torch.nn.Parameter(torch.tensor([0.0, 0, 9, 0, 0, 0, 0, 0, 0]))
-    found = model.generate_diffusion(prompt, mask, max_new_tokens=6, steps=20)
+    likely_eos = torch.tensor([0.0, 0, 1, 0, 0, 0, 0, 0, 0])
+    model.lm_head.bias = torch.nn.Parameter(likely_eos)
+
+    def fill(**options: Any) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        return model.generate_diffusion(prompt, mask, generator=generator, **options)
+
+    found = fill(max_new_tokens=6, steps=20)
+    free = fill(max_new_tokens=6, steps=20, stop_at_eos=False)
     given = prompt != 4
     assert found.shape == (2, 11)
     assert torch.equal(found[:, :5][given], prompt[given])
     assert not (found == 4).any()
-    for row, last in zip(found.tolist(), (4, 3), strict=True):
-        ends = [i for i in range(last + 1, 11) if row[i] == 2]
-        assert ends, "the bias makes EOS likely"
-        assert row[ends[0] :] == [2] * (11 - ends[0])
+    after = []
+    for row, other, last in zip(found.tolist(), free.tolist(), (4, 3), strict=True):
+        end = other.index(2, last + 1)  # not the EOS in the prompt
+        assert row == other[:end] + [2] * (11 - end)
+        after += other[end:]
+    assert set(after) != {2}, "another seed: nothing else stands behind an EOS"
     fresh = model.generate_diffusion(num_samples=3, max_new_tokens=4, steps=4)
     assert fresh.shape == (3, 5) and (fresh[:, 0] == 1).all()
-    repeated = [
-        model.generate_diffusion(
-            prompt, mask, steps=9, generator=torch.Generator().manual_seed(7)
-        )
-        for _ in range(2)
-    ]
-    assert torch.equal(*repeated)
+    assert torch.equal(fill(steps=9), fill(steps=9))
 
 
 def test_the_network_is_called_only_where_something_is_revealed(

@@ -236,15 +236,17 @@ def test_special_ids_that_a_vocabulary_lacks_stand_behind_it(kind: str) -> None:
     assert read.encode("a b c").ids == [special.bos, *tokenizer.encode("a b c")]
 
 
-def test_a_name_that_a_piece_has_already_is_not_given_twice() -> None:
-    vocabulary = {"[UNK]": 0, "a": 1, "[MASK]": 2, "[CLS]": 3, "</s>": 4, "[PAD]": 5}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+def test_a_name_that_an_id_has_already_is_not_given_twice() -> None:
+    vocabulary = {"<pad>": 0, "a": 1, "[MASK]": 2, "[CLS]": 3, "</s>": 4}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>"}
     tokenizer = _json_tokenizer(model, [])
+    assert (tokenizer.special.unk, tokenizer.special.pad) == (0, 5)
     files = _files(tokenizer)
-    assert tokenizer.vocab_size == 6
     roles = json.loads(files["special_tokens_map.json"])
     assert (roles["bos_token"], roles["eos_token"]) == ("[CLS]", "</s>")
     assert roles["mask_token"] == "[MASK]"
+    assert (roles["unk_token"], roles["pad_token"]) == ("<pad>", "<<pad>>")
+    assert _library(tokenizer).token_to_id("<<pad>>") == 5
 
 
 def _sentencepiece(**options: Any) -> Tokenizer:

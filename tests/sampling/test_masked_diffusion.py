@@ -314,7 +314,9 @@ class Clock:
 
     scale: jax.Array
 
-    def __call__(self, tokens_BL: jax.Array, *, sigma_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens_BL: jax.Array, *, sigma_B: jax.Array, **_: object
+    ) -> jax.Array:
         quarter_B = jnp.minimum(-4 * jnp.expm1(-sigma_B), 3.9).astype(jnp.int32)
         hidden_BD = self.scale * jax.nn.one_hot(quarter_B, 5)
         return jnp.broadcast_to(hidden_BD[:, None], (*tokens_BL.shape, 5))

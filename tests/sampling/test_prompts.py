@@ -209,6 +209,23 @@ def test_texts_longer_than_the_context_are_written_window_by_window(
             make(kind)(["cat"], max_new_tokens=30)
 
 
+def test_draws_go_on_from_window_to_window(
+    make_model: Callable[..., Model], random_params: Callable[..., Any]
+) -> None:
+    """With a head of zeros a text is nothing but its draws: windows change none."""
+    model = make_model(causal=True, unpredictable=(0, 1, 2, 3, 4, 31))
+    params = random_params(model)
+    params["vocabulary"]["head"] *= 0.0
+    texts = []
+    for options in ({"stride": 5}, {"max_length": 64}):
+        samples = _generator(model, **options)(
+            params, jax.random.key(0), ["cab", ""], num_samples=1, max_new_tokens=40
+        )
+        texts.append([sample.text for sample in samples])
+    assert texts[0] == texts[1]
+    assert texts[0][0][-40:] != texts[0][1][-40:] and len(set(texts[0][0])) > 15
+
+
 @pytest.mark.parametrize("stride", [-1, 16, 99])
 def test_a_window_that_begins_with_nothing_is_refused(stride: int, make: Make) -> None:
     with pytest.raises(ConfigError, match="can't move by"):

@@ -28,7 +28,9 @@ class Pairs:
 
     table: jax.Array  # [V^L, L, V]
 
-    def __call__(self, tokens_BL: jax.Array, *, sigma_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens_BL: jax.Array, *, sigma_B: jax.Array, **_: object
+    ) -> jax.Array:
         hidden = self.table[tokens_BL @ np.array([V, 1])]
         return hidden * (0.5 + jnp.exp(-sigma_B))[:, None, None]
 

@@ -585,6 +585,8 @@ class LmjaxForMaskedLM(LmjaxPreTrainedModel):
             attention_mask = F.pad(attention_mask, room, value=1)
             free_BL = free_BL & attention_mask.bool()
         draw = _Draw(temperature, top_k, top_p, generator)
+        if device.type == "mps":  # has no double precision
+            draw.dtype = torch.float32
         times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         rates = noise_rate(config.schedule, times)
         rates[0] = 0.0
@@ -619,7 +621,9 @@ class LmjaxForMaskedLM(LmjaxPreTrainedModel):
             coins_BL = draw.uniform(tokens_BL)
             if is_d3pm:
                 # The network may say that a token stays masked, by its own chance.
-                stays = torch.softmax(call(rate, masked_BL), dim=-1)[:, mask].double()
+                stays = torch.softmax(call(rate, masked_BL), dim=-1)[:, mask].to(
+                    draw.dtype
+                )
                 below = (1 - rate) * stays + rate
                 reveal_BL = masked_BL.clone()
                 reveal_BL[masked_BL] = coins_BL[masked_BL] * below < (rate - after) * (
@@ -646,7 +650,7 @@ class LmjaxForMaskedLM(LmjaxPreTrainedModel):
             ratio = alpha / alpha_after if alpha_after > 0 else torch.zeros_like(alpha)
             logits = call(rate, free_BL)
             now = tokens_BL[free_BL]
-            likely = draw.law(logits).gather(-1, now[:, None])[:, 0].double()
+            likely = draw.law(logits).gather(-1, now[:, None])[:, 0].to(draw.dtype)
             # A token stays, is drawn from the model, or becomes a uniform one.
             drawn, noise = rate - after, (1 - ratio) * after
             total = len(ids) * alpha * likely + ratio * after + drawn + noise
@@ -664,6 +668,8 @@ class LmjaxForMaskedLM(LmjaxPreTrainedModel):
 
 class _Draw:
     """Draws tokens from logits [n, V], and random numbers, with one generator."""
+
+    dtype = torch.float64  # of random numbers
 
     def __init__(self, temperature, top_k, top_p, generator):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
@@ -691,10 +697,10 @@ class _Draw:
         return logits.softmax(-1)
 
     def uniform(self, like_BL):
-        """Uniform in [0, 1), float64 [B, L]."""
+        """Uniform in [0, 1), [B, L]."""
         return torch.rand(
             like_BL.shape,
-            dtype=torch.float64,
+            dtype=self.dtype,
             device=like_BL.device,
             generator=self.generator,
         )
