@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax import experiment, modes
-from lmjax.config import load
+from lmjax.config import checks, load
 from lmjax.config.presets import OBJECTIVES
 from lmjax.config.schema import (
     CheckpointConfig,
@@ -259,8 +259,14 @@ def test_an_imported_model_is_trained_on(
 
 
 def test_bad_input_is_told(run: Path, items: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.data is empty"):
-        modes.evaluate(_again(run, evaluate__tasks=("blimp",)), run)
+    for changes, told in (
+        ({"evaluate__tasks": ("blimp",)}, r"evaluate\.data"),
+        ({"export__push": "upload"}, r"owner/name"),
+        ({"export__checkpoints": " "}, r"must not be empty"),
+        ({"checkpoint__milestones": ("", "1M words")}, r"empty entry"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            checks.check(_again(run, **changes), num_devices=1)
     with pytest.raises(ConfigError, match="chck_7"):
         _export(run, tmp_path / "out", export__checkpoints="chck_7")
     with pytest.raises(ConfigError, match="no model is named"):

@@ -42,6 +42,7 @@ _NOT_EMPTY = (
     "data.default_folder",
     "data.text_field",
     "data.cache_dir",
+    "evaluate.checkpoints",
     "export.checkpoints",
     "log.wandb_project",
 )
@@ -51,6 +52,8 @@ _NO_BLANKS = (
     "data.weights",
     "data.max_epochs",
     "data.beam",
+    "checkpoint.milestones",
+    "evaluate.tasks",
 )
 
 

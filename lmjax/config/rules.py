@@ -268,6 +268,12 @@ RULES = (
         "set --config.export.hub_repo=OWNER/NAME, or export.push=off",
     ),
     Rule(
+        ("evaluate.data", "evaluate.tasks"),
+        lambda data, tasks: bool(data.strip()) or not tasks,
+        "must be the folder that holds the items of evaluate.tasks",
+        "--config.evaluate.data=FOLDER; it holds a folder for each task",
+    ),
+    Rule(
         ("model.time_conditioning", "model.backbone"),
         lambda timed, backbone: not timed or backbone is Backbone.DIT,
         "must be False for model.backbone={1.value}: only a DiT is told the time",

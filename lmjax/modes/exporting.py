@@ -12,7 +12,6 @@ from lmjax.config import serialize
 from lmjax.config.fields import kind_name
 from lmjax.config.schema import Architecture, AutoregressiveConfig, Config, Push
 from lmjax.core import trees
-from lmjax.core.errors import ConfigError
 from lmjax.experiment import System
 from lmjax.export import card, hub
 from lmjax.export.architectures import choose_architecture
@@ -32,16 +31,9 @@ _COUNTED = ("name", "documents", "words", "tokens")
 
 def export(config: Config, workdir: pathlib.Path) -> None:
     """Writes every checkpoint that is asked for, each checked against the model."""
-    options = config.export
-    if options.push is not Push.OFF and not options.hub_repo:
-        raise ConfigError(
-            "there is no repository to push to",
-            where="export.hub_repo is empty",
-            remedy="--config.export.hub_repo=OWNER/NAME",
-        )
-    parent = pathlib.Path(options.folder or workdir / "export").expanduser()
+    parent = pathlib.Path(config.export.folder or workdir / "export").expanduser()
     revisions = []
-    names, field = options.checkpoints, "export.checkpoints"
+    names, field = config.export.checkpoints, "export.checkpoints"
     for folder in open_checkpoints(config, workdir, names, field):
         alone = names.strip() == FINAL
         target = parent if alone else parent / folder.label
@@ -51,12 +43,12 @@ def export(config: Config, workdir: pathlib.Path) -> None:
             f"{target}: {found.architecture.value}, {found.num_params:,} parameters, "
             f"{found.num_bytes / 1e6:,.1f} MB; {found.check.describe()}"
         )
-    match options.push:
+    match config.export.push:
         case Push.DRY_RUN:
-            print("\n".join(hub.describe(options.hub_repo, revisions)))
+            print("\n".join(hub.describe(config.export.hub_repo, revisions)))
         case Push.UPLOAD:
-            written = hub.push(options.hub_repo, revisions)
-            logging.info("pushed to %s: %s", options.hub_repo, ", ".join(written))
+            written = hub.push(config.export.hub_repo, revisions)
+            logging.info("pushed to %s: %s", config.export.hub_repo, ", ".join(written))
 
 
 def _export(

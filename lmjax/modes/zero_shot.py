@@ -48,12 +48,6 @@ READING, ACQUISITION = "reading", "aoa"
 def evaluate_tasks(config: Config, workdir: pathlib.Path) -> None:
     """Scores `evaluate.tasks` with every checkpoint that is asked for."""
     names = [name.strip() for part in config.evaluate.tasks for name in part.split(",")]
-    if not config.evaluate.data:
-        raise ConfigError(
-            "zero-shot tasks need their items",
-            where="evaluate.data is empty",
-            remedy="--config.evaluate.data=FOLDER, that holds a folder for each task",
-        )
     tasks = load_tasks(
         [name for name in names if name not in (READING, ACQUISITION)],
         config.evaluate.data,

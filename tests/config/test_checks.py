@@ -293,6 +293,7 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
     free = {
         "tokenizer.path",
         "checkpoint.init_from",
+        "evaluate.data",  # but for tasks
         "evaluate.json",
         "evaluate.judge",
         "data.prompt_field",

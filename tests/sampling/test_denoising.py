@@ -17,7 +17,7 @@ from lmjax.sampling.denoising import DiffusionSampler
 from lmjax.sampling.logits import TokenSampler
 from lmjax.sampling.masked_diffusion import MaskedDiffusionSampler
 from lmjax.sampling.prompts import Generator
-from lmjax.sampling.reveal_rules import Ancestral
+from lmjax.sampling.reveal_rules import Ancestral, FirstHitting
 from lmjax.sampling.texts import Ending
 from lmjax.sampling.uniform_diffusion import UniformDiffusionSampler
 
@@ -88,6 +88,31 @@ def test_padding_and_neighbours_change_no_text(make: Make, kind: str) -> None:
         assert sample.text == BYTES.decode(told[told != EOS])
         texts.add(sample.text)
     assert len(texts) == len(prompts)
+
+
+def test_padding_keeps_no_finished_text_at_work(
+    make_model: Callable[..., Model], random_params: Callable[..., Any]
+) -> None:
+    """Where every token is the end, work ends with the first one that is revealed."""
+    never = tuple(sorted({*range(BYTES.vocab_size)} - {EOS}))
+    model = make_model(causal=False, vocab_size=BYTES.vocab_size, unpredictable=never)
+    sampler = MaskedDiffusionSampler(
+        bind=model.bind,
+        process=MaskProcess(
+            mask_id=MASK, schedule=SCHEDULE, predictable=np.array([EOS])
+        ),
+        rule=FirstHitting(),
+        draw=TokenSampler(),
+        eos_id=EOS,
+    )
+    params, key = random_params(model), jax.random.key(0)
+    canvas = np.full((1, 16), PAD, np.int32)
+    given = np.isin(np.arange(16), [0, 1, 12, 13, 14, 15])[None]
+    fill = jax.jit(sampler)
+    alone = fill(params, key[None], canvas[:, :12], given[:, :12])
+    padded = fill(params, key[None], canvas, given, np.array([12], np.int32))
+    assert 0 < int(alone.calls) < 10
+    assert int(padded.calls) == int(alone.calls)
 
 
 def test_any_mix_of_lengths_compiles_few_programs(make: Make) -> None:
