@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from lmjax import experiment, modes, training_run
+from lmjax import modes, training_run
 from lmjax.config import checks
 from lmjax.config.schema import (
     AutoregressiveConfig,
