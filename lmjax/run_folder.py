@@ -53,6 +53,8 @@ class RunFolder:
       checkpoints: what is saved to go on from.
       saved: the weights that `checkpoint.resume` names, or None at the beginning.
       start_step: the step this start goes on from; 0 is the beginning.
+      label: what the weights are called: "main" for the newest, or for those imported
+        where nothing was trained; a milestone's name, or "step_" and a step.
     """
 
     path: pathlib.Path
@@ -61,6 +63,7 @@ class RunFolder:
     checkpoints: Checkpoints
     saved: SavedStep | SavedWeights | None
     start_step: int
+    label: str = "main"
 
     @classmethod
     def open(
@@ -74,6 +77,9 @@ class RunFolder:
           UserError: when it cannot be written to.
         """
         _check_same_run(path, config, read_only=False)
+        config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint)
+        )
         try:
             checkpoints = Checkpoints(
                 path / "checkpoints", keep=config.checkpoint.keep, read_only=False
@@ -85,6 +91,10 @@ class RunFolder:
                 remedy="choose another folder with --workdir",
             ) from error
         start = _start_step(config.checkpoint.resume, checkpoints, path)
+        if not start:
+            _check_unfinished(path)
+        # What is saved goes on from its end, wherever this start begins.
+        config.checkpoint.resume = "latest"
         saved = checkpoints.at(start) if start else None
         folder = cls(path, config, prepared, checkpoints, saved, start)
         if saved is not None:
@@ -124,7 +134,13 @@ class RunFolder:
                 "first: leave --mode out",
             )
         step = saved.step if isinstance(saved, SavedStep) else 0
-        return cls(path, config, None, checkpoints, saved, step)
+        folder = cls(path, config, None, checkpoints, saved, step)
+        last = steps[-1] if steps else 0
+        if isinstance(saved, SavedWeights) and saved.path.name != IMPORTED:
+            folder.label = saved.path.name
+        elif step != last:
+            folder.label = f"step_{step}"
+        return folder
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -137,11 +153,6 @@ class RunFolder:
     def meta(self) -> dict[str, Any]:
         """What was saved with the weights: counts, config, tokenizer, mask id."""
         return self.saved.meta()
-
-    @property
-    def label(self) -> str:
-        """Which weights these are: the name of a milestone, or "main"."""
-        return self.saved.path.name if isinstance(self.saved, SavedWeights) else "main"
 
     def tokenizer_model(self) -> bytes:
         """The tokenizer the weights were trained with."""
@@ -275,6 +286,25 @@ def check_shapes(
         )
 
 
+def _milestones_of(path: pathlib.Path) -> list[SavedWeights]:
+    """Those that the run itself wrote."""
+    return [saved for saved in weights_of(path) if saved.path.name != IMPORTED]
+
+
+def _check_unfinished(path: pathlib.Path) -> None:
+    """Refuses to begin where a finished run left its milestones: they would go."""
+    kept = _milestones_of(path)
+    if kept and (path / "report.json").exists():
+        raise ConfigError(
+            f"the run is finished, its checkpoints are gone, and {len(kept)} "
+            "milestones stand that a new run would write again",
+            where=str(path),
+            remedy="train into another --workdir; --mode evaluate, generate and export "
+            "read milestones (--config.checkpoint.resume="
+            f"{kept[-1].path.name})",
+        )
+
+
 def _target(system: System) -> PyTree:
     """Parameters in the shardings they are trained in."""
     shapes, model = system.model.shapes, system.model
@@ -293,10 +323,9 @@ def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> None
 
     A mode that only reads may draw with another seed; to train on needs the same.
     """
-    file = path / "config.json"
-    if not file.exists() or not (path / "checkpoints").is_dir():
-        return
-    if not any((path / "checkpoints").iterdir()):
+    file, folder = path / "config.json", path / "checkpoints"
+    begun = folder.is_dir() and any(folder.iterdir())
+    if not file.exists() or not (begun or _milestones_of(path)):
         return
     changed = [
         difference

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from lmjax import experiment, modes, training_run
+from lmjax.config import load
 from lmjax.config.presets import OBJECTIVES
 from lmjax.config.schema import (
     CheckpointConfig,
@@ -252,3 +254,43 @@ def test_a_longer_budget_needs_a_word_on_the_learning_rate(
     modes.train(longer, run)  # the second start knows of both lengths
     rates = [line["learning_rate"] for line in _metrics(run)]
     assert rates[6:] == [pytest.approx(3e-5)] * 6
+
+
+def test_a_run_that_began_at_a_step_goes_on_from_its_end(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """The step that one start was told to begin with is not that of the next."""
+    run = tmp_path / "run"
+    config = _config(corpus, train__budget="12 steps")
+    config.checkpoint.keep = 5
+    modes.train(config, run)
+    ledger = (run / MILESTONES / "ledger.json").read_bytes()
+    config.checkpoint.resume = "5"
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(patch, 4, kill=False)
+        modes.train(config, run)
+    again = load.load_config(str(run / "config.json"))
+    assert again.checkpoint.resume == "latest"
+    with RunFolder.read(run, again) as folder:
+        assert folder.counts().step == 9 and folder.label == "main"
+    again.checkpoint.resume = "5"
+    with RunFolder.read(run, again) as folder:
+        assert folder.label == "step_5"
+    modes.train(load.load_config(str(run / "config.json")), run)
+    assert (run / MILESTONES / "ledger.json").read_bytes() == ledger
+
+
+def test_milestones_without_their_checkpoints_are_not_written_over(
+    whole: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match="milestones stand"):
+        modes.train(_config(corpus), run)
+    with pytest.raises(ConfigError, match=r"another run: model\.width"):
+        modes.train(_config(corpus, model__width=32), run)
+    assert (run / MILESTONES / f"chck_{EVERY}").is_dir()
+    (run / MILESTONES / "chck_9.orbax-checkpoint-tmp-1" / "meta").mkdir(parents=True)
+    (run / MILESTONES / "chck_9.orbax-checkpoint-tmp-1" / "params").mkdir()
+    assert len(weights_of(run)) == 12

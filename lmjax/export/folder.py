@@ -29,10 +29,11 @@ from lmjax.export.check import Check, Exported, check_export
 from lmjax.export.importing import CONFIG, OWN
 from lmjax.export.names import tensor_shapes, to_tensors
 from lmjax.export.remote import Objective
-from lmjax.export.weights import SHARD_BYTES, convert, write_weights
+from lmjax.export.weights import SHARD_BYTES, convert, read_json, write_weights
 from lmjax.models.build import Model
 
 GENERATION_CONFIG = "generation_config.json"
+_OF_A_RUN = ("checkpoints", "milestones")  # folders of a run folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +76,15 @@ def export_model(
     Args:
       model: its setting says which ids it has and predicts; see `build_system`.
       params: as trained.
-      folder: must not be there; its parent is made.
+      folder: must not be there; its parent is made, and is no export.
       opening_id: what stands before a text, as the tokenizer's files say it too.
       overwrite: whether an export that is there is replaced.
       files: further files by name, such as those of the tokenizer.
       shard_bytes: weights of more bytes are split into several files.
 
     Raises:
-      ConfigError: no such class holds the model, or the folder is there.
+      ConfigError: no such class holds the model, or the folder is there, or it would
+        stand in another export.
       UserError: weights are not finite, or what was written is not the model.
     """
     kind = choose_architecture(architecture, model.config, causal=model.setting.causal)
@@ -192,9 +194,25 @@ def _rounded(params: PyTree, dtype: ExportDtype, num_ids: int) -> PyTree:
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    """A folder that is there may only be replaced if it is an export, or empty."""
+    """A folder that is there may only be replaced if it is an export, or empty.
+
+    Nothing is written into an export: whoever replaces that would lose it.
+    """
+    parent = folder.absolute().parent
+    if _is_export(parent):
+        raise ConfigError(
+            "the folder above is an exported model, and holds nothing but that",
+            where=str(parent),
+            remedy="name another --config.export.folder, beside it",
+        )
     if not folder.exists():
         return
+    if not _may_be_replaced(folder):
+        raise ConfigError(
+            "there is something that is no exported model, which stays as it is",
+            where=str(folder),
+            remedy="name another --config.export.folder",
+        )
     if not overwrite:
         raise ConfigError(
             "there is something already",
@@ -202,14 +220,25 @@ def _check_target(folder: Path, overwrite: bool) -> None:
             remedy="name another --config.export.folder, or replace it with "
             "--config.export.overwrite=true",
         )
-    if not folder.is_dir() or (
-        any(folder.iterdir()) and not (folder / CONFIG).is_file()
-    ):
-        raise ConfigError(
-            "there is something that is no exported model, which stays as it is",
-            where=str(folder),
-            remedy="name another --config.export.folder",
-        )
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder is empty, or one of our exports and nothing more."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    holds_more = any((folder / name).exists() for name in _OF_A_RUN)
+    return _is_export(folder) and not holds_more and not any(folder.glob("*/" + CONFIG))
+
+
+def _is_export(folder: Path) -> bool:
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        return OWN in read_json(folder / CONFIG)
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Tensors in the safetensors files of a folder: one file, or several with an index."""
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -73,10 +74,12 @@ def write_weights(
         # safetensors writes the memory of an array, whatever its strides say.
         pending[name] = np.ascontiguousarray(convert(name, tensor, dtype))
         if last:
+            path = folder / files[name]
+            path.touch()
+            mode = path.stat().st_mode  # that of new files, by the umask
             # transformers asks which framework wrote a file; this one needs none.
-            library.numpy.save_file(
-                pending, folder / files[name], metadata={"format": "pt"}
-            )
+            library.numpy.save_file(pending, path, metadata={"format": "pt"})
+            path.chmod(stat.S_IMODE(mode))  # safetensors leaves it to its owner alone
             pending = {}
     total = sum(sizes.values())
     if len(set(files.values())) > 1:

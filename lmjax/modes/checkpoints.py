@@ -39,11 +39,15 @@ def open_checkpoints(
     if wanted == [ALL]:
         kept = [saved.path.name for saved in weights_of(workdir)]
         wanted = [name for name in kept if name.startswith("chck_")] + [FINAL]
-    for name in wanted:
+    chosen = []
+    for name in dict.fromkeys(wanted):
         resume = config.checkpoint.resume if name == FINAL else name
         checkpoint = dataclasses.replace(config.checkpoint, resume=resume)
-        chosen = dataclasses.replace(config, checkpoint=checkpoint)
-        with RunFolder.read(workdir, chosen) as folder:
+        chosen.append(dataclasses.replace(config, checkpoint=checkpoint))
+        with RunFolder.read(workdir, chosen[-1]):
+            pass  # a name that is wrong is told before any work
+    for each in chosen:
+        with RunFolder.read(workdir, each) as folder:
             yield folder
 
 

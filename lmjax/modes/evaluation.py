@@ -44,13 +44,16 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
         counts = folder.counts()
         summary = report.make(config, prepared, system, scorer, params, counts)
         print(report.table(summary))
-        print(f"written: {report.write(summary, workdir)}")
+        # The report in a run folder is that of its end.
+        name = "report" if folder.label == "main" else f"report-{folder.label}"
+        file = workdir / f"{name}.json"
+        print(f"written: {report.write_json(summary, file)}")
         if judge is not None:
             found = _judge_samples(config, system, params, judge)
             summary["figures"] += [figure.to_json() for figure in found.figures()]
             summary["generated"] = found.to_json()
             print(f"\n{figures.table(found.figures())}")
-            report.write(summary, workdir)
+            report.write_json(summary, file)
         if config.evaluate.json:
             file = pathlib.Path(config.evaluate.json).expanduser()
             print(f"figures: {report.write_json(summary['figures'], file)}")

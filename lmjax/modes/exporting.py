@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 from absl import logging
 
 from lmjax import experiment
@@ -12,6 +13,7 @@ from lmjax.config import serialize
 from lmjax.config.fields import kind_name
 from lmjax.config.schema import Architecture, AutoregressiveConfig, Config, Push
 from lmjax.core import trees
+from lmjax.core.errors import UserError
 from lmjax.experiment import System
 from lmjax.export import card, hub
 from lmjax.export.architectures import choose_architecture
@@ -31,6 +33,12 @@ _COUNTED = ("name", "documents", "words", "tokens")
 
 def export(config: Config, workdir: pathlib.Path) -> None:
     """Writes every checkpoint that is asked for, each checked against the model."""
+    if jax.process_count() > 1:
+        raise UserError(
+            "models are exported by one process",
+            where="--mode export",
+            remedy="run it on one machine alone: it needs no accelerator",
+        )
     parent = pathlib.Path(config.export.folder or workdir / "export").expanduser()
     revisions = []
     names, field = config.export.checkpoints, "export.checkpoints"
@@ -39,6 +47,12 @@ def export(config: Config, workdir: pathlib.Path) -> None:
         target = parent if alone else parent / folder.label
         found = _export(config, workdir, folder, target)
         revisions.append(hub.Revision(folder.label, target))
+        if config.export.push is Push.UPLOAD and found.check.what != "logits":
+            raise UserError(
+                "a model is not pushed unless its logits were compared",
+                where="export.push=upload",
+                remedy="install torch and transformers (the extra judge)",
+            )
         print(
             f"{target}: {found.architecture.value}, {found.num_params:,} parameters, "
             f"{found.num_bytes / 1e6:,.1f} MB; {found.check.describe()}"
@@ -69,7 +83,8 @@ def _export(
         opening_id=opening,
         architecture=config.export.architecture,
         dtype=config.export.dtype,
-        overwrite=config.export.overwrite,
+        # Pushed again, after an interruption or a dry run: the same files come out.
+        overwrite=config.export.overwrite or config.export.push is not Push.OFF,
         files=files | {"README.md": text.encode()},
     )
 
@@ -82,7 +97,6 @@ def _facts(
     kind = choose_architecture(config.export.architecture, config.model, causal=causal)
     seen, report = folder.counts(), _read(workdir / "report.json", {})
     corpus = report.get("corpus", {})
-    final = folder.label == "main"
     plain = Config(objective=type(config.objective)())
     changed = serialize.differences(plain, config)
     return card.CardFacts(
@@ -107,20 +121,22 @@ def _facts(
         ],
         corpus_sha256=corpus.get("sha256", ""),
         tokenizer_sha256=system.tokenizer.identity,
-        figures=report.get("figures", ()) if final else (),
-        zero_shot=_zero_shot(workdir, folder.label),
+        figures=report.get("figures", ()) if report.get("steps") == seen.step else (),
+        zero_shot=_zero_shot(workdir, folder.label, seen.step),
         revisions={
             entry["name"]: entry["words"] for entry in read_ledger(workdir / MILESTONES)
         },
     )
 
 
-def _zero_shot(workdir: pathlib.Path, label: str) -> list[card.ZeroShotScore]:
+def _zero_shot(
+    workdir: pathlib.Path, label: str, step: int
+) -> list[card.ZeroShotScore]:
     """The scores of one checkpoint that `--mode evaluate` wrote."""
     found = []
     for entry in _read(workdir / "results" / "results.json", []):
         stamp = entry["stamp"]
-        if entry["revision"] == label:
+        if entry["revision"] == label and entry["step"] == step:
             scorer = f"{stamp['scorer']}, {stamp['backend']}, ties {stamp['tie_rule']}"
             found.append(
                 card.ZeroShotScore(

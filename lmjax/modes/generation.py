@@ -33,7 +33,7 @@ def generate(config: Config, workdir: pathlib.Path) -> None:
     """
     _check_output(config.generate.output)
     with RunFolder.read(workdir, config) as folder:
-        step = folder.start_step
+        step = folder.counts().step
         tokenizer = tokenizer_from_bytes(folder.tokenizer_model())
         system = experiment.build_system(config, tokenizer)
         generator = build_generator(config, system)

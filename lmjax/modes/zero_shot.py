@@ -59,12 +59,15 @@ def evaluate_tasks(config: Config, workdir: pathlib.Path) -> None:
     for folder in open_checkpoints(config, workdir, chosen, field):
         if evaluation is None:
             evaluation = _Evaluation(config, workdir, folder, names)
+            for task in tasks:  # an item that does not fit is told before any work
+                evaluation.zero_shot.encoded(task)
         with jax.default_matmul_precision("highest"):
             revisions.append(evaluation.score(folder, tasks))
-    if tasks:
+        if tasks and jax.process_index() == 0:  # who is interrupted keeps these
+            written = write_results(evaluation.results, revisions[-1:])
+    if tasks and jax.process_index() == 0:
         print(results_table(revisions))
-        for path in write_results(evaluation.results, revisions):
-            print(f"written: {path}")
+        print(f"written: {', '.join(map(str, written))}")
     evaluation.finish()
 
 
@@ -96,7 +99,6 @@ class _Evaluation:
             max_length=config.model.max_length,
             pad_id=special.pad,
             causal=causal,
-            silent=() if causal else (special.mask,),
         )
         shared = dict(
             tokenizer=self.system.tokenizer,
@@ -153,11 +155,12 @@ class _Evaluation:
             nats = asked(self.zero_shot.scores, params)
             words = words_of(label) or folder.counts().words  # as officially
             self.milestones.append((Milestone(label, words), nats))
-        return Revision(self.name, label, found)
+        seen = folder.counts()
+        return Revision(self.name, label, found, seen.step, seen.words)
 
     def finish(self) -> None:
         """What is known once all checkpoints were scored: when words were acquired."""
-        if self.acquisition:
+        if self.acquisition and jax.process_index() == 0:
             data, asked = self.acquisition
             # The end of a run is its last milestone, if it has any.
             kept = [each for each in self.milestones if words_of(each[0].revision)]
@@ -194,6 +197,8 @@ class _Evaluation:
     def _read(self, params: PyTree, label: str) -> None:
         data, ask = self.reading
         found = ask(self.prober, params)
+        if jax.process_index() > 0:
+            return
         result = score_reading(
             data, found, resamples=self.config.evaluate.bootstrap, seed=self.config.seed
         )

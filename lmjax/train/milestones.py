@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from lmjax.core.files import replacing
 from lmjax.core.types import PyTree
 from lmjax.train.checkpoints import COUNTS
 from lmjax.train.progress import Progress
-from lmjax.train.weights import SavedWeights, WeightsWriter
+from lmjax.train.weights import SavedWeights, WeightsWriter, sweep
 
 PREFIX = "chck_"
 LEDGER = "ledger.json"
@@ -127,9 +128,12 @@ class Milestones:
 
     def drop_after(self, step: int) -> None:
         """Deletes what was written after `step`, when a run goes on from there."""
+        if jax.process_index() > 0:
+            return
+        sweep(self.folder)
         for saved in SavedWeights.all_in(self.folder):
             if saved.meta()["step"] > step:
-                saved.delete()
+                shutil.rmtree(saved.path)
 
     def close(self) -> None:
         """Waits, then lets go of the folder."""

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from lmjax.core import trees
 from lmjax.core.types import PyTree
 from lmjax.train.checkpoints import full_disk_explained, require_space
+
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what is still being written
 
 
 class WeightsWriter:
@@ -24,6 +25,7 @@ class WeightsWriter:
 
     def __init__(self) -> None:
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._folder = pathlib.Path()  # of the last write, for errors
 
     def write(self, path: pathlib.Path, params: PyTree, meta: dict[str, Any]) -> None:
         """Starts writing a folder in the place of what may be there.
@@ -34,6 +36,7 @@ class WeightsWriter:
         Raises:
           UserError: when there is no space for it, or for an earlier one.
         """
+        self._folder = path.parent
         encoded = base64.b64encode(meta["tokenizer"]).decode()
         path = path.absolute()
         with full_disk_explained(path.parent):
@@ -49,7 +52,7 @@ class WeightsWriter:
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what the writer raised."""
-        with full_disk_explained(pathlib.Path()):
+        with full_disk_explained(self._folder):
             self._writer.wait_until_finished()
 
     def close(self) -> None:
@@ -73,14 +76,15 @@ class SavedWeights:
 
     @staticmethod
     def is_at(path: pathlib.Path) -> bool:
-        """Whether a folder is one; what is still being written has another name."""
-        return (path / "meta").is_dir() and (path / "params").is_dir()
+        """Whether a folder is one, and whole."""
+        whole = (path / "meta").is_dir() and (path / "params").is_dir()
+        return whole and UNFINISHED not in path.name
 
     def meta(self) -> dict[str, Any]:
         """What was saved with the weights; the tokenizer as bytes."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = dict(self._reader().restore(self.path.absolute(), args=args)["meta"])
-        return meta | {"tokenizer": base64.b64decode(meta["tokenizer"])}
+        # By its handler alone: a checkpointer has all processes wait for each other.
+        meta = ocp.JsonCheckpointHandler().restore((self.path / "meta").absolute())
+        return dict(meta) | {"tokenizer": base64.b64decode(meta["tokenizer"])}
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by path name."""
@@ -102,12 +106,11 @@ class SavedWeights:
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
         )
         composite = ocp.args.Composite(params=args)
-        return self._reader().restore(self.path.absolute(), args=composite)["params"]
+        reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        return reader.restore(self.path.absolute(), args=composite)["params"]
 
-    def delete(self) -> None:
-        """Deletes the folder, in one process."""
-        if jax.process_index() == 0:
-            shutil.rmtree(self.path)
 
-    def _reader(self) -> ocp.Checkpointer:
-        return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+def sweep(folder: pathlib.Path) -> None:
+    """Deletes what killed processes left half-written."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(path)

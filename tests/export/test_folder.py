@@ -288,6 +288,61 @@ def test_only_an_export_may_be_replaced(model: Model, tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("below", ["checkpoints", "milestones", "chck_1M/config.json"])
+def test_an_export_that_holds_more_stays(
+    model: Model, tmp_path: Path, below: str
+) -> None:
+    folder = tmp_path / "model"
+    with UNCHECKED:
+        _export(model, random_params(model), folder)
+        inside = folder / below
+        inside.parent.mkdir(exist_ok=True)
+        inside.write_text("{}") if inside.suffix else inside.mkdir()
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="no exported model") as error:
+                _export(model, random_params(model), folder, overwrite=overwrite)
+            assert "overwrite" not in str(error.value)
+    assert (folder / below).exists()
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"model_type": "llama"}', '{"seed": 0, "model": {}}', "[", '["lmjax"]']
+)
+def test_a_model_or_run_of_another_stays(
+    model: Model, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with UNCHECKED, pytest.raises(ConfigError, match="no exported model"):
+        _export(model, random_params(model), tmp_path, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_no_export_is_written_into_another(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with UNCHECKED:
+        _export(model, random_params(model), folder)
+        with pytest.raises(ConfigError, match="folder above is an exported model"):
+            _export(model, random_params(model), folder / "chck_1M")
+    assert not (folder / "chck_1M").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_weights_may_be_read_by_whom_the_umask_lets(
+    model: Model, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with UNCHECKED:
+            _export(model, random_params(model), tmp_path / "model", shard_bytes=4000)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "model").iterdir())
+    assert len(files) > 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}
+
+
 @pytest.mark.parametrize("dtype", [ExportDtype.BFLOAT16, ExportDtype.FLOAT16])
 def test_a_smaller_dtype_rounds_to_nearest_and_says_what_that_does(
     model: Model, tmp_path: Path, dtype: ExportDtype

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmjax.core.errors import ConfigError
-
-_ROOTS = ("", "full_eval", "fast_eval", "evaluation_data/full_eval")
-_ROOTS += ("evaluation_data/fast_eval",)
+from lmjax.evaluate.zero_shot.readers import PLACES
 
 
 def find_file(task: str, folder: str, parents: Sequence[str], name: str) -> Path:
@@ -19,15 +17,15 @@ def find_file(task: str, folder: str, parents: Sequence[str], name: str) -> Path
       ConfigError: it is in none of them.
     """
     top = Path(folder).expanduser()
-    for root in _ROOTS:
+    for place in PLACES:
         for parent in ("", *parents):
-            path = top / root / parent / name
+            path = top / place / parent / name
             if path.is_file():
                 return path
     raise ConfigError(
         f"The data of the task {task!r} are not there.",
         where=f"evaluate.data={folder!r}, of which {name} was tried, in it and in "
-        f"{', '.join([*parents, *filter(None, _ROOTS)])}",
+        f"{', '.join([*parents, *filter(None, PLACES)])}",
         remedy="set --config.evaluate.data to the folder that holds it: it comes with "
         "BabyLM's evaluation data.",
     )

@@ -9,13 +9,14 @@ Under a folder:
 
 The first two are as the official pipeline writes them, to the byte, but for the order
 of UIDs, which there is that of the file system. They have no room for how figures came
-about: that is in the others.
+about: that is in the others. results.json and results.csv hold whatever was scored
+into this folder, by one command or by many.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,11 @@ import numpy as np
 from lmjax.core.errors import UserError
 from lmjax.core.files import replacing
 from lmjax.evaluate.zero_shot.items import Task
-from lmjax.evaluate.zero_shot.results import Accuracy, Stamp, TaskResult, percent
+from lmjax.evaluate.zero_shot.results import Stamp, TaskResult
 
-_COLUMNS = ("model", "revision", "backend", "task", "dataset", "kind", "group")
-_COLUMNS += ("accuracy", "low", "high", "standard_error", "items", "ties", "nans")
-_COLUMNS += ("tie_rule", "dtype", "draws", "scorer", "lmjax")
+_COLUMNS = ("model", "revision", "step", "words", "backend", "task", "dataset")
+_COLUMNS += ("kind", "group", "accuracy", "low", "high", "standard_error", "items")
+_COLUMNS += ("ties", "nans", "tie_rule", "dtype", "draws", "scorer", "lmjax")
 
 
 class Revision(NamedTuple):
@@ -37,24 +38,38 @@ class Revision(NamedTuple):
     Attributes:
       model: its name, as on the Hugging Face hub without the owner.
       revision: "main", "chck_1M", ...
+      step, words: of training up to here; 0 where they are not known.
     """
 
     model: str
     revision: str
     results: Sequence[TaskResult]
+    step: int = 0
+    words: int = 0
 
 
 def write_results(folder: Path, revisions: Sequence[Revision]) -> list[Path]:
-    """Writes all files; returns results.json and results.csv.
+    """Writes the files of these results; returns results.json and results.csv.
 
-    Files that stand there are replaced. Several processes may not write at once.
+    Both keep what they held of other models, revisions, backends, tasks and datasets.
+    May be called after every checkpoint, with this one alone. Several processes may not
+    write at once.
+
+    Raises:
+      UserError: the results.json that stands there can't be read. It is left alone; the
+        files of each task are written.
     """
     for revision in revisions:
         for result in revision.results:
             _write_task(_task_folder(folder, revision, result), result)
     table, rows = folder / "results.json", folder / "results.csv"
-    _write(table, json.dumps(_summary(revisions), indent=2) + "\n")
-    _write(rows, _csv(revisions))
+    entries = _standing(table)
+    for entry in _entries(revisions):
+        entries[_key(entry)] = entry
+    summary = json.dumps(list(entries.values()), indent=2) + "\n"
+    lines = _csv(entries.values())
+    _write(table, summary)
+    _write(rows, lines)
     return [table, rows]
 
 
@@ -133,7 +148,7 @@ def results_table(revisions: Sequence[Revision]) -> str:
     header = ("model", "revision", "dataset", "backend", "accuracy", "95 % interval")
     header += ("chance", "items", "ties", "NaN")
     cells = [header]
-    for model, revision, results in revisions:
+    for model, revision, results, *_ in revisions:
         for result in results:
             average = result.average()
             cells.append(
@@ -178,35 +193,59 @@ def _write(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _summary(revisions: Sequence[Revision]) -> list[dict[str, Any]]:
-    return [
-        {"model": model, "revision": revision, **result.to_json()}
-        for model, revision, results in revisions
-        for result in results
-    ]
+def _entries(revisions: Sequence[Revision]) -> Iterator[dict[str, Any]]:
+    for model, revision, results, step, words in revisions:
+        counts = {"step": step, "words": words}
+        for result in results:
+            yield {"model": model, "revision": revision, **counts, **result.to_json()}
 
 
-def _csv(revisions: Sequence[Revision]) -> str:
+def _key(entry: dict[str, Any]) -> tuple[str, ...]:
+    """What an entry is about: there is one of each."""
+    backend = entry["stamp"]["backend"]
+    place = (entry["model"], entry["revision"], backend)
+    return (*place, entry["task"], entry["dataset"])
+
+
+def _standing(table: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The entries of a results.json by what they are about; none if there is none."""
+    if not table.exists():
+        return {}
+    try:
+        found = {_key(entry): entry for entry in json.loads(table.read_bytes())}
+        _csv(found.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"Earlier results, which are to be kept, can't be read: {error!r}",
+            where=str(table),
+            remedy="move this file away, or remove it: another one is then begun.",
+        ) from error
+    return found
+
+
+def _csv(entries: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for model, revision, results in revisions:
-        for result in results:
-            stamp, task = result.stamp, result.task
-            place = (model, revision, stamp.backend, task.name, task.dataset)
-            how = (result.ties, result.nans, stamp.tie_rule, stamp.dtype, stamp.draws)
-            for kind, name, share in _lines(result):
-                figures = (share.value, share.low, share.high, share.standard_error)
-                row = [*place, kind, name, *map(percent, figures), share.count]
-                writer.writerow([*row, *how, stamp.scorer, stamp.lmjax])
+    for entry in entries:
+        # Earlier versions wrote no counts.
+        counts = (entry.get("step", 0), entry.get("words", 0))
+        model, revision, *place = _key(entry)
+        stamp = entry["stamp"]
+        how = [entry["ties"], entry["nans"], stamp["tie_rule"], stamp["dtype"]]
+        how += [stamp["draws"], stamp["scorer"], stamp["lmjax"]]
+        for kind, name, share in _lines(entry):
+            figures = (share["accuracy"], *share["interval"], share["standard_error"])
+            row = [model, revision, *counts, *place, kind, name, *figures]
+            writer.writerow([*row, share["items"], *how])
     return text.getvalue()
 
 
-def _lines(result: TaskResult) -> Iterator[tuple[str, str, Accuracy]]:
+def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Kind, group and accuracy, of the whole task first."""
-    yield "average", "", result.average()
-    for name, share in result.splits().items():
+    yield "average", "", entry
+    for name, share in entry["splits"].items():
         yield "split", name, share
-    for kind, groups in result.groups().items():
+    for kind, groups in entry["groups"].items():
         for name, share in groups.items():
             yield kind, name, share

@@ -15,8 +15,9 @@ from lmjax.config.fields import nearest
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.evaluate.zero_shot.items import Item, Task, completions, sentences
 
-_PLACES = ("", "full_eval", "fast_eval", "evaluation_data/full_eval")
-_PLACES += ("evaluation_data/fast_eval",)
+# Folders of BabyLM's evaluation data that may hold tasks, below the one of the config.
+PLACES = ("", "full_eval", "fast_eval", "evaluation_data/full_eval")
+PLACES += ("evaluation_data/fast_eval",)
 _PACKED = (".tar.xz", ".tar.gz", ".tar")
 _GLOBAL_PIQA = ("global_piqa_parallel", "global_piqa_nonparallel")
 _COMPS = {
@@ -238,7 +239,7 @@ def _find(name: str, datasets: Sequence[str], folder: Path) -> Path:
     if folder.name in datasets and folder.is_dir():
         return folder
     for dataset in datasets:
-        for place in _PLACES:
+        for place in PLACES:
             for ending in ("", *_PACKED):
                 path = folder / place / f"{dataset}{ending}"
                 if path.is_dir() if not ending else path.is_file():
@@ -247,7 +248,7 @@ def _find(name: str, datasets: Sequence[str], folder: Path) -> Path:
     raise ConfigError(
         f"The data of the task {name!r} are not there.",
         where=f"evaluate.data={str(folder)!r}, of which {', '.join(tried)} were tried, "
-        f"in it and in {', '.join(place for place in _PLACES if place)}",
+        f"in it and in {', '.join(filter(None, PLACES))}",
         remedy="set --config.evaluate.data to the folder that holds one of these: they "
         "come with BabyLM's evaluation data.",
     )

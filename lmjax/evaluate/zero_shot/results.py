@@ -51,7 +51,8 @@ class Accuracy:
     Attributes:
       value: in [0, 1].
       count: items.
-      standard_error: over the items of each UID as a sample.
+      standard_error: over the items of each UID as a sample; UIDs of one item each
+        are together one sample, for one item says nothing of its spread.
       low, high: 95 % interval by the same sampling: a percentile bootstrap (Efron
         1979). How many of a UID's n resampled items are right is binomial.
     """
@@ -138,6 +139,11 @@ class TaskResult:
         share_U = np.array([right[cells[uid]].mean() for uid in weights])
         count_U = np.array([len(cells[uid]) for uid in weights])
         weight_U = np.array(list(weights.values()))
+        value = float(weight_U @ share_U)
+        single_U = count_U == 1
+        if single_U.any():  # each is redrawn from all of them
+            weights_S = weight_U[single_U]
+            share_U[single_U] = np.average(share_U[single_U], weights=weights_S)
         generator = np.random.default_rng(self.seed)
         shape = (self.resamples, len(weights))
         drawn_RU = generator.binomial(count_U, share_U, size=shape) / count_U
@@ -145,7 +151,7 @@ class TaskResult:
         low, high = np.quantile(drawn_RU @ weight_U, tails)
         variance = float(weight_U**2 @ (share_U * (1 - share_U) / count_U))
         return Accuracy(
-            value=float(weight_U @ share_U),
+            value=value,
             count=int(count_U.sum()),
             standard_error=math.sqrt(variance),
             low=float(low),

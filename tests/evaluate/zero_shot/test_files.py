@@ -124,8 +124,79 @@ def test_a_folder_holds_what_the_official_one_does(tmp_path: Path) -> None:
     assert lines[1]["accuracy"] == "50.0"
     assert {line["scorer"] for line in lines} == {STAMP.scorer}
     assert {line["tie_rule"] for line in lines} == {"official"}
-    again = write_results(tmp_path, revisions[:1])
-    assert len(json.loads(again[0].read_text())) == 1
+
+
+def test_results_of_several_commands_stand_together(tmp_path: Path) -> None:
+    """One command after another writes what one alone would."""
+    masked = dataclasses.replace(STAMP, backend="mlm")
+    comps = dataclasses.replace(_grouped(), name="comps")
+    fast = dataclasses.replace(_grouped(), dataset="comps_fast")
+    results = [
+        _result(_grouped(), [0, 1, 1]),
+        dataclasses.replace(_result(_grouped(), [0, 0, 1]), stamp=masked),
+        _result(comps, [0, 0, 0]),
+        _result(fast, [1, 0, 0]),
+    ]
+    alone = [
+        Revision("m", "chck_1M", results[:1], step=10, words=1_000_000),
+        Revision("m", "main", results[:1], step=20, words=2_000_000),
+        Revision("n", "main", results[:1], step=20, words=2_000_000),
+        *[Revision("m", "main", [other], 20, 2_000_000) for other in results[1:]],
+    ]
+    for revision in alone:
+        written = write_results(tmp_path / "many", [revision])
+    at_once = write_results(tmp_path / "one", alone)
+    for many, one in zip(written, at_once, strict=True):
+        assert many.read_bytes() == one.read_bytes()
+    entries = json.loads(written[0].read_text())
+    assert len(entries) == len(alone)
+    assert (entries[0]["step"], entries[0]["words"]) == (10, 1_000_000)
+    lines = list(csv.DictReader(written[1].read_text().splitlines()))
+    averages = [line for line in lines if line["kind"] == "average"]
+    assert [line["step"] for line in averages] == ["10"] + ["20"] * 5
+    assert [line["words"] for line in averages] == ["1000000"] + ["2000000"] * 5
+
+
+def test_what_is_scored_again_takes_the_place_of_what_was(tmp_path: Path) -> None:
+    result, better = _result(_grouped(), [0, 1, 1]), _result(_grouped(), [0, 0, 0])
+    names = ("chck_1M", "chck_2M", "main")
+    write_results(tmp_path, [Revision("m", name, [result]) for name in names])
+    table, rows = write_results(tmp_path, [Revision("m", "chck_2M", [better], 7)])
+    entries = json.loads(table.read_text())
+    assert [entry["revision"] for entry in entries] == list(names)
+    assert [entry["accuracy"] for entry in entries] == [50.0, 100.0, 50.0]
+    assert [entry["step"] for entry in entries] == [0, 7, 0]
+    lines = csv.DictReader(rows.read_text().splitlines())
+    averages = [line["accuracy"] for line in lines if line["kind"] == "average"]
+    assert averages == ["50.0", "100.0", "50.0"]
+
+
+def test_results_of_earlier_versions_are_kept(tmp_path: Path) -> None:
+    """They had no counts."""
+    old = Revision("m", "chck_1M", [_result(_grouped(), [0, 1, 1])])
+    table, _ = write_results(tmp_path, [old])
+    (entry,) = json.loads(table.read_text())
+    del entry["step"], entry["words"]
+    table.write_text(json.dumps([entry]))
+    _, rows = write_results(tmp_path, [old._replace(revision="main")])
+    assert json.loads(table.read_text())[0] == entry
+    first = next(csv.DictReader(rows.read_text().splitlines()))
+    assert (first["revision"], first["step"], first["words"]) == ("chck_1M", "0", "0")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[{", b"\xff", b"7", b"[7]", b'[{"model": "m"}]', b'{"a": 1}']
+)
+def test_earlier_results_that_cannot_be_read_are_named_and_left_alone(
+    content: bytes, tmp_path: Path
+) -> None:
+    table = tmp_path / "results.json"
+    table.write_bytes(content)
+    result = _result(_grouped(), [0, 1, 0])
+    with pytest.raises(UserError, match=r"(?s)can't be read.*results\.json"):
+        write_results(tmp_path, [Revision("m", "main", [result])])
+    assert table.read_bytes() == content
+    assert len(list(tmp_path.rglob("predictions.json"))) == 1  # nothing is scored twice
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -183,6 +254,45 @@ def test_intervals_resample_the_items_of_each_uid() -> None:
     )
     assert average.value == (right[:150].mean() + right[150:].mean()) / 2
     assert result.average() == average  # seeded
+
+
+def test_items_that_are_each_a_uid_are_one_sample() -> None:
+    """The closed form of a hundred tosses of a coin."""
+    coins = task(*[item("x", "y", uid=f"u{i}") for i in range(100)])
+    result = _result(coins, [0, 1] * 50, resamples=4000)
+    average = result.average()
+    assert average.value == pytest.approx(0.5) and average.count == 100
+    assert average.standard_error == pytest.approx(0.05)
+    assert average.low == pytest.approx(0.4, abs=0.015)
+    assert average.high == pytest.approx(0.6, abs=0.015)
+    assert coins.chance() == pytest.approx(0.5)
+
+
+def test_intervals_of_untrained_models_hold_chance_as_often_as_they_say() -> None:
+    coins = task(*[item("x", "y", uid=f"u{i}") for i in range(100)])
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        chosen = generator.integers(2, size=100).tolist()
+        average = _result(coins, chosen, resamples=400).average()
+        held += average.low <= coins.chance() <= average.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_single_items_are_resampled_beside_uids_of_several() -> None:
+    """Against the variance written out, where items weigh differently."""
+    uids = ["a0", "a1", "a2", "a2", "a2", "a2", "b0", "b1"]
+    chosen = [0, 1, 0, 0, 0, 1, 0, 1]
+    given = task(*[item("x", "y", uid=uid) for uid in uids], splits=("a", "b"))
+    result = _result(given, chosen, resamples=4000)
+    # Weights: 1/6 for each of three UIDs of a, 1/4 for each of two of b.
+    share = (1 / 6 + 1 / 4) / (1 / 6 + 1 / 6 + 1 / 4 + 1 / 4)
+    variance = (2 / 36 + 2 / 16) * share * (1 - share) + 0.75 * 0.25 / 4 / 36
+    average = result.average()
+    assert average.standard_error == pytest.approx(variance**0.5)
+    assert average.value == pytest.approx(1 / 6 + 0.75 / 6 + 1 / 4)
+    several = result.groups()["UID"]["a2"]
+    assert several.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
 
 
 def test_a_group_counts_its_items_alike_and_the_average_its_uids() -> None:
@@ -273,14 +383,14 @@ def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = _result(_grouped(), [0, 1, 0])
-    write_results(tmp_path, [Revision("m", "main", [result])])
-    before = (tmp_path / "results.json").read_text()
+    paths = write_results(tmp_path, [Revision("m", "main", [result])])
+    before = [path.read_bytes() for path in paths]
 
     def fail(*_: Any) -> str:
-        raise OSError("no space left")
+        raise MemoryError("no space left")
 
     monkeypatch.setattr(files, "_csv", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(MemoryError, match="no space"):
         write_results(tmp_path, [Revision("n", "main", [result])])
-    assert json.loads(before)[0]["model"] == "m"
+    assert [path.read_bytes() for path in paths] == before
     assert not list(tmp_path.rglob("*.tmp"))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from lmjax.core.errors import ConfigError, UserError
+from lmjax.evaluate.human.places import find_file
 from lmjax.evaluate.zero_shot.items import Item, Task
-from lmjax.evaluate.zero_shot.readers import load_tasks
+from lmjax.evaluate.zero_shot.readers import PLACES, load_tasks
 
 
 def _write(file: Path, *rows: Mapping[str, Any]) -> None:
@@ -153,6 +154,17 @@ def test_any_file_of_completions_is_a_task(tmp_path: Path) -> None:
         assert _texts(task.items[0])[1] == ("The sky is", " soup.", " soup.")
         assert [item.label for item in task.items] == [0, 2]
         assert [item.per_token for item in task.items] == [False, True]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_kinds_of_tasks_are_looked_for_in_the_same_places(
+    place: str, tmp_path: Path
+) -> None:
+    _write(tmp_path / place / "blimp_fast" / "a.jsonl", BLIMP)
+    table = tmp_path / place / "reading" / "table.csv"
+    _write(table, BLIMP)
+    assert len(_load("blimp", tmp_path).items) == 1
+    assert find_file("reading", str(tmp_path), ("reading",), "table.csv") == table
 
 
 def test_the_full_set_comes_before_the_fast_one(tmp_path: Path) -> None:
