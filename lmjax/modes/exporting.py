@@ -133,10 +133,10 @@ def _zero_shot(
     workdir: pathlib.Path, label: str, step: int
 ) -> list[card.ZeroShotScore]:
     """The scores of one checkpoint that `--mode evaluate` wrote."""
-    found = []
+    found, name = [], workdir.resolve().name
     for entry in _read(workdir / "results" / "results.json", []):
         stamp = entry["stamp"]
-        if entry["revision"] == label and entry["step"] == step:
+        if (entry["model"], entry["revision"], entry["step"]) == (name, label, step):
             scorer = f"{stamp['scorer']}, {stamp['backend']}, ties {stamp['tie_rule']}"
             found.append(
                 card.ZeroShotScore(

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,18 @@ def test_results_of_earlier_versions_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[{", b"\xff", b"7", b"[7]", b'[{"model": "m"}]', b'{"a": 1}']
+    "content",
+    [
+        b"[{",
+        b"\xff",
+        b"7",
+        b"[7]",
+        b'{"a": 1}',
+        b'[{"model": "m"}]',
+        b'[{"model": "m", "revision": "r", "task": "t", "dataset": "d", '
+        b'"stamp": {"backend": "b"}}]',
+    ],
+    ids=["cut", "no-text", "number", "numbers", "no-list", "no-key", "no-figures"],
 )
 def test_earlier_results_that_cannot_be_read_are_named_and_left_alone(
     content: bytes, tmp_path: Path
@@ -282,15 +294,15 @@ def test_intervals_of_untrained_models_hold_chance_as_often_as_they_say() -> Non
 def test_single_items_are_resampled_beside_uids_of_several() -> None:
     """Against the variance written out, where items weigh differently."""
     uids = ["a0", "a1", "a2", "a2", "a2", "a2", "b0", "b1"]
-    chosen = [0, 1, 0, 0, 0, 1, 0, 1]
+    chosen = [0, 1, 0, 0, 0, 1, 0, 0]
     given = task(*[item("x", "y", uid=uid) for uid in uids], splits=("a", "b"))
     result = _result(given, chosen, resamples=4000)
     # Weights: 1/6 for each of three UIDs of a, 1/4 for each of two of b.
-    share = (1 / 6 + 1 / 4) / (1 / 6 + 1 / 6 + 1 / 4 + 1 / 4)
+    share = (1 / 6 + 2 / 4) / (1 / 6 + 1 / 6 + 1 / 4 + 1 / 4)
     variance = (2 / 36 + 2 / 16) * share * (1 - share) + 0.75 * 0.25 / 4 / 36
     average = result.average()
     assert average.standard_error == pytest.approx(variance**0.5)
-    assert average.value == pytest.approx(1 / 6 + 0.75 / 6 + 1 / 4)
+    assert average.value == pytest.approx(1 / 6 + 0.75 / 6 + 2 / 4)
     several = result.groups()["UID"]["a2"]
     assert several.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
 
@@ -386,8 +398,10 @@ def test_a_write_that_fails_leaves_what_was_there(
     paths = write_results(tmp_path, [Revision("m", "main", [result])])
     before = [path.read_bytes() for path in paths]
 
-    def fail(*_: Any) -> str:
-        raise MemoryError("no space left")
+    def fail(entries: Iterable[dict[str, Any]]) -> str:
+        if len(list(entries)) > 1:
+            raise MemoryError("no space left")
+        return ""
 
     monkeypatch.setattr(files, "_csv", fail)
     with pytest.raises(MemoryError, match="no space"):
