@@ -136,7 +136,8 @@ def _zero_shot(
     found, name = [], workdir.resolve().name
     for entry in _read(workdir / "results" / "results.json", []):
         stamp = entry["stamp"]
-        if (entry["model"], entry["revision"], entry["step"]) == (name, label, step):
+        found_for = entry["model"], entry["revision"], entry.get("step")
+        if found_for == (name, label, step):
             scorer = f"{stamp['scorer']}, {stamp['backend']}, ties {stamp['tie_rule']}"
             found.append(
                 card.ZeroShotScore(
