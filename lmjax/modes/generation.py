@@ -69,6 +69,7 @@ def generate(config: Config, workdir: pathlib.Path) -> None:
 
 
 def build_generator(config: Config, system: System) -> Generator:
+    """What writes texts as this config says."""
     return experiment.build_generator(
         config.generate, config.data, system, max_length=config.model.max_length
     )
