@@ -265,19 +265,28 @@ def _token_counts(
 
 
 def _compute_dtype(precision: Precision, device: jax.Device) -> jnp.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32."""
+    """The dtype a precision stands for on a device.
+
+    Raises:
+      ConfigError: when the device does not multiply it.
+    """
+    gpu = device.platform == "gpu"
     capable = device.platform == "tpu" or (
-        device.platform == "gpu"
-        and float(getattr(device, "compute_capability", 0)) >= 8.0
+        gpu and float(getattr(device, "compute_capability", 0)) >= 8.0
     )
     match precision:
+        case Precision.AUTO if capable:
+            return jnp.dtype("bfloat16")
         case Precision.AUTO:
-            return jnp.dtype("bfloat16" if capable else "float32")
-        case Precision.BFLOAT16 if device.platform == "gpu" and not capable:
-            raise ConfigError(
-                f"{device.device_kind} does not multiply bfloat16",
-                where="train.precision=bfloat16",
-                remedy="--config.train.precision=auto, or float32",
-            )
+            return jnp.dtype("float16" if gpu else "float32")
+        case Precision.BFLOAT16 if gpu and not capable:
+            remedy = "--config.train.precision=auto, which takes float16 here"
+        case Precision.FLOAT16 if device.platform == "tpu":
+            remedy = "--config.train.precision=auto, which takes bfloat16 here"
         case _:
             return jnp.dtype(precision.value)
+    raise ConfigError(
+        f"{device.device_kind} does not multiply {precision.value}",
+        where=f"train.precision={precision.value}",
+        remedy=remedy,
+    )

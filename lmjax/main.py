@@ -10,7 +10,9 @@ from a notebook, see `lmjax.config.load.load_config`.
 import errno
 import functools
 import logging as python_logging
+import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +29,7 @@ from lmjax.config.load import (
 )
 from lmjax.config.schema import Config
 from lmjax.core.errors import ConfigError, UserError
+from lmjax.train.stopping import Stopped
 
 DEFAULT_CONFIG = "configs/babylm.py"
 MODES = (
@@ -97,12 +100,20 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if not isinstance(stopped, Stopped):
+            print(
+                "lmjax: stopped at once; finished shards and checkpoints stand",
+                file=sys.stderr,
+                flush=True,
+            )
+            # At once: not after threads that write have been waited for.
+            os._exit(130)
         print(
-            "lmjax: stopped at once; finished shards and checkpoints stand",
+            f"lmjax: stopped by {stopped}; what is finished stands; resume with: "
+            f"python -m lmjax.main {shlex.join(sys.argv[1:])}",
             file=sys.stderr,
         )
-        sys.exit(130)
 
 
 def _config_source(argv: Sequence[str]) -> str:
@@ -158,13 +169,16 @@ def _run(source: str, argv: Sequence[str]) -> None:
     import jax
 
     from lmjax import modes
+    from lmjax.parallel import processes
 
     if _CACHE.value:
         cache = pathlib.Path(_CACHE.value).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    checks.check(config, num_devices=jax.device_count())
-    modes.MODES[_MODE.value](config, workdir)
+    command = f"python -m lmjax.main {shlex.join(sys.argv[1:])}"
+    with processes.together(config.parallel, command=command):
+        checks.check(config, num_devices=jax.device_count())
+        modes.MODES[_MODE.value](config, workdir)
 
 
 def _with_corpus(

@@ -1,34 +1,32 @@
 """A run folder: its config, its checkpoints, and whether they belong to this run."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from absl import logging
 
 from lmjax.config import serialize
 from lmjax.config.schema import Config
-from lmjax.core import trees
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.types import PyTree
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.experiment import System
 from lmjax.parallel import rules
-from lmjax.train import milestones
-from lmjax.train.checkpoints import (
-    COUNTS,
-    Checkpoints,
-    SavedStep,
-    on_first_device,
-)
-from lmjax.train.milestones import Milestones
+from lmjax.train import integrity, milestones, resuming, storage
+from lmjax.train.checkpoints import COUNTS, Checkpoints, SavedStep, on_first_device
+from lmjax.train.lock import Lock
+from lmjax.train.milestones import MILESTONES, Milestones
 from lmjax.train.progress import Progress
 from lmjax.train.state import TrainState
-from lmjax.train.weights import SavedWeights
+from lmjax.train.weights import SavedWeights, check_shapes
+from lmjax.train.writing import bytes_on_disk, free_bytes
 
-MILESTONES = "milestones"  # folder of weights that are kept for good
 IMPORTED = "imported"  # the milestone that a model from elsewhere begins with
 
 # Fields that say what the parameters and the data position mean.
@@ -55,72 +53,106 @@ class RunFolder:
       start_step: the step this start goes on from; 0 is the beginning.
       label: what the weights are called: "main" for the newest, or for those imported
         where nothing was trained; a milestone's name, or "step_" and a step.
+      notices: what was noticed at opening, a line each, until `report` tells it.
+      held: what is let go of at the end: milestones, checkpoints and the lock.
     """
 
     path: pathlib.Path
     config: Config
     prepared: Prepared | None
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     saved: SavedStep | SavedWeights | None
     start_step: int
     label: str = "main"
+    notices: list[str] = dataclasses.field(default_factory=list)
+    held: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    def __post_init__(self) -> None:
+        self._tell: Callable[[str], None] = self.notices.append
 
     @classmethod
     def open(
-        cls, path: pathlib.Path, config: Config, prepared: Prepared
+        cls,
+        path: pathlib.Path,
+        config: Config,
+        prepared: Prepared,
+        *,
+        keep_every: int = 0,
     ) -> "RunFolder":
         """Opens or makes the folder of a training run; `begin` makes it this start's.
+
+        A damaged checkpoint is set aside, and the one before is used.
+
+        Args:
+          keep_every: checkpoints at multiples of so many steps stay for good.
 
         Raises:
           ConfigError: when the folder is another run's, or lacks the checkpoint that is
             asked for.
-          UserError: when it cannot be written to.
+          UserError: when it cannot be written to, another run is at work in it, or none
+            of its checkpoints is whole.
         """
-        _check_same_run(path, config, read_only=False)
-        config = dataclasses.replace(
-            config, checkpoint=dataclasses.replace(config.checkpoint)
-        )
-        try:
+        storage.refuse_addresses(path)
+        notices = _check_same_run(path, config, read_only=False)
+        checkpoint = dataclasses.replace(config.checkpoint)
+        config = dataclasses.replace(config, checkpoint=checkpoint)
+        with contextlib.ExitStack() as undo, _told_when_unwritable(path):
+
+            def begin() -> int:
+                lock = undo.enter_context(Lock.take(path))
+                notices.extend([lock.notice] if lock.notice else [])
+                return resuming.first_step(checkpoint.resume, path, notices)
+
+            start = resuming.agreed_step(begin, path)
             checkpoints = Checkpoints(
-                path / "checkpoints", keep=config.checkpoint.keep, read_only=False
+                path / "checkpoints",
+                keep=checkpoint.keep,
+                keep_every=keep_every,
+                keep_best=checkpoint.keep_best,
             )
-        except OSError as error:
-            raise UserError(
-                f"the run folder cannot be written: {error.strerror or error}",
-                where=str(path),
-                remedy="choose another folder with --workdir",
-            ) from error
-        start = _start_step(config.checkpoint.resume, checkpoints, path)
-        if not start:
-            _check_unfinished(path)
-        # What is saved goes on from its end, wherever this start begins.
-        config.checkpoint.resume = "latest"
-        saved = checkpoints.at(start) if start else None
-        folder = cls(path, config, prepared, checkpoints, saved, start)
-        if saved is not None:
-            folder.check_corpus(prepared)
+            undo.callback(checkpoints.close)
+            if not start:
+                _check_unfinished(path)
+            # What is saved goes on from its end, wherever this start begins.
+            checkpoint.resume = "latest"
+            saved = checkpoints.at(start) if start else None
+            folder = cls(path, config, prepared, checkpoints, saved, start)
+            if start:
+                folder.check_corpus(prepared)
+            folder.notices += notices + storage.notices(path)
+            folder.held = undo.pop_all()
         return folder
 
     @classmethod
     def read(cls, path: pathlib.Path, config: Config) -> "RunFolder":
         """Opens a run folder for its weights, and never writes to it.
 
-        Those are of the newest checkpoint, of the step or the milestone that
+        Those are of the newest whole checkpoint, of the step or the milestone that
         `checkpoint.resume` names, or what was imported where nothing was trained.
 
         Raises:
           ConfigError: when the folder is another run's, or there is no such weights.
+          UserError: the weights that are named are damaged.
         """
+        storage.refuse_addresses(path)
         _check_same_run(path, config, read_only=True)
         name, folder = config.checkpoint.resume, path / "checkpoints"
         kept = {saved.path.name: saved for saved in weights_of(path)}
         checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
         steps = checkpoints.steps() if checkpoints else []
         saved: SavedStep | SavedWeights | None = kept.get(name)
-        if name.isdecimal() and int(name) in steps:
+        notices: list[str] = []
+        if saved is not None:
+            integrity.require_whole(saved.path)
+        elif name.isdecimal() and int(name) in steps:
             saved = checkpoints.at(int(name))
+            if wrong := checkpoints.damage(int(name)):
+                raise resuming.damaged(saved.path, wrong)
+        elif name in ("latest", "none") and steps:
+            step, notices = resuming.whole_step(checkpoints)
+            saved = checkpoints.at(step)
         elif name in ("latest", "none"):
-            saved = checkpoints.at(steps[-1]) if steps else kept.get(IMPORTED)
+            saved = kept.get(IMPORTED)
         if saved is None:
             known = [*map(str, steps), *kept]
             raise ConfigError(
@@ -134,7 +166,11 @@ class RunFolder:
                 "first: leave --mode out",
             )
         step = saved.step if isinstance(saved, SavedStep) else 0
-        folder = cls(path, config, None, checkpoints, saved, step)
+        folder = cls(path, config, None, checkpoints, saved, step, notices=notices)
+        if checkpoints is not None:
+            folder.held.callback(checkpoints.close)
+        for line in notices:
+            logging.warning("%s", line)
         last = steps[-1] if steps else 0
         if isinstance(saved, SavedWeights) and saved.path.name != IMPORTED:
             folder.label = saved.path.name
@@ -145,9 +181,21 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        try:
+            self.held.close()
+        except UserError as failure:
+            if error is None:
+                raise
+            # What ended the run is told by its own error, and this beside it.
+            logging.error("%s", failure)
+
+    def report(self, tell: Callable[[str], None]) -> None:
+        """Tells what was noticed so far, and from here on."""
+        self._tell = tell
+        notices, self.notices[:] = list(self.notices), []
+        for line in notices:
+            tell(line)
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
@@ -171,7 +219,7 @@ class RunFolder:
     def restore(self, abstract: TrainState) -> TrainState:
         """State of the checkpoint this start goes on from."""
         self._check_shapes(abstract.params)
-        return self.checkpoints.restore(self.start_step, abstract)
+        return self.checkpoints.restore_state(self.start_step, abstract)
 
     def restore_params(self, system: System, *, on_mesh: bool = False) -> PyTree:
         """What evaluation and generation use: the average where there is one.
@@ -203,11 +251,33 @@ class RunFolder:
                 "corpus": self.prepared.sha256,
             },
         )
-        kept.drop_after(self.start_step)
+        self.held.callback(kept.close)
+        for line in kept.drop_after(self.start_step):
+            self._tell(line)
         return kept
 
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts writing a checkpoint."""
+    def foresee_space(self, abstract: TrainState) -> None:
+        """Tells early when fewer than two checkpoints fit the disk."""
+        needed, free = bytes_on_disk(abstract), free_bytes(self.path)
+        if free < 2 * needed:
+            self._tell(
+                f"{free / 1e9:.1f} GB are free where the run folder stands, and a "
+                f"checkpoint takes {needed / 1e9:.1f} GB: free some space, or lower "
+                "checkpoint.keep or checkpoint.keep_best"
+            )
+
+    def save(
+        self, state: TrainState, progress: Progress, *, score: float | None = None
+    ) -> None:
+        """Starts writing a checkpoint.
+
+        Args:
+          score: negative log-likelihood per token of held-out text at this very step,
+            where it was measured.
+
+        Raises:
+          UserError: when it cannot be written, or an earlier one could not.
+        """
         self.checkpoints.save(
             state,
             step=progress.step,
@@ -216,11 +286,18 @@ class RunFolder:
             tokenizer_model=self.prepared.tokenizer.model_bytes,
             mask_id=self.prepared.tokenizer.special.mask,
             corpus=self.prepared.sha256,
+            score=score,
         )
+        self._pass_on()
 
     def wait(self) -> None:
-        """Returns once every checkpoint is on disk."""
+        """Returns once every checkpoint is on disk and verified."""
         self.checkpoints.wait()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self.checkpoints.notices:
+            self._tell(self.checkpoints.notices.pop(0))
 
     def _check_mask(self, mask_id: int) -> None:
         saved = self.meta.get("mask_id", mask_id)
@@ -265,27 +342,6 @@ def weights_of(path: pathlib.Path) -> list[SavedWeights]:
     return sorted(found, key=lambda saved: milestones.words_of(saved.path.name))
 
 
-def check_shapes(
-    saved: dict[str, tuple[int, ...]], params: PyTree, *, where: str, remedy: str
-) -> None:
-    """Raises ConfigError where saved parameters are not those that are wanted."""
-    wanted: dict[str, tuple[int, ...]] = {}
-    trees.map_named(lambda name, leaf: wanted.update({name: leaf.shape}), params)
-    wrong = [
-        f"{name} is {saved.get(name, 'absent')} there and "
-        f"{wanted.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ConfigError(
-            f"the checkpoint is of another model: {wrong[0]}{more}",
-            where=where,
-            remedy=remedy,
-        )
-
-
 def _milestones_of(path: pathlib.Path) -> list[SavedWeights]:
     """Those that the run itself wrote."""
     return [saved for saved in weights_of(path) if saved.path.name != IMPORTED]
@@ -318,18 +374,34 @@ def _target(system: System) -> PyTree:
     )
 
 
-def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> None:
+@contextlib.contextmanager
+def _told_when_unwritable(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be written: {error.strerror or error}",
+            where=str(error.filename or path),
+            remedy="choose another folder with --workdir",
+        ) from error
+
+
+def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> list[str]:
     """Refuses a config that would give the folder's parameters another meaning.
 
     A mode that only reads may draw with another seed; to train on needs the same.
+
+    Returns:
+      A line for each of the other fields that differ from those of the last start.
     """
     file, folder = path / "config.json", path / "checkpoints"
     begun = folder.is_dir() and any(folder.iterdir())
     if not file.exists() or not (begun or _milestones_of(path)):
-        return
+        return []
+    differences = serialize.differences(serialize.load(file), config)
     changed = [
         difference
-        for difference in serialize.differences(serialize.load(file), config)
+        for difference in differences
         if FIXED_FIELDS.fullmatch(difference.field)
         and not (read_only and difference.field == "seed")
     ]
@@ -341,33 +413,8 @@ def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> None
             remedy="choose another --workdir, or leave --config out to go on with "
             "the run as it was configured",
         )
-
-
-def _start_step(resume: str, checkpoints: Checkpoints, path: pathlib.Path) -> int:
-    """The step that checkpoint.resume means for training."""
-    steps = checkpoints.steps()
-    where = f"checkpoint.resume={resume}, {path}"
-    if resume == "none":
-        if steps:
-            raise ConfigError(
-                f"the run folder has checkpoints up to step {steps[-1]}",
-                where=where,
-                remedy="start anew in another --workdir, or delete this one",
-            )
-        return 0
-    if resume == "latest":
-        return steps[-1] if steps else 0
-    if not resume.isdecimal():
-        raise ConfigError(
-            "a milestone holds weights alone: no run goes on from it",
-            where=where,
-            remedy="begin another run with its weights: --workdir NEW "
-            f"--config.checkpoint.init_from={path / MILESTONES / resume}",
-        )
-    if int(resume) not in steps:
-        raise ConfigError(
-            f"there is no checkpoint of step {resume}",
-            where=where,
-            remedy=f"choose one of {', '.join(map(str, steps)) or 'none there are'}",
-        )
-    return int(resume)
+    return [
+        f"another config than at the last start: {difference.describe()}"
+        for difference in differences
+        if difference.field != "checkpoint.resume"
+    ]

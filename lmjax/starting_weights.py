@@ -46,7 +46,7 @@ def begin_with(state: TrainState, config: Config, system: System) -> TrainState:
         params,
     )
     ema = jax.tree.map(jax.numpy.copy, params) if state.ema else state.ema
-    return TrainState(state.step, params, state.opt_state, ema)
+    return dataclasses.replace(state, params=params, ema=ema)
 
 
 def _params(path: pathlib.Path, model: ModelConfig, system: System) -> PyTree:

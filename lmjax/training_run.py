@@ -21,6 +21,7 @@ from lmjax.experiment import System
 from lmjax.optim.learning_rates import learning_rate, over_lengths
 from lmjax.optim.optimizers import build_optimizer
 from lmjax.train import milestones
+from lmjax.train.guard import Guard
 from lmjax.train.loop import Intervals
 from lmjax.train.state import StateMaker
 from lmjax.train.step import TrainStep
@@ -67,6 +68,11 @@ def build_run(
     optimizer = build_optimizer(config.optim, schedule)
     batch_size = config.train.batch_size
     num_microbatches = batch_size // (config.train.microbatch_size or batch_size)
+    guard = Guard(
+        spike_deviations=config.train.spike_deviations,
+        spike_window=config.train.spike_window,
+        scales_loss=system.dtype == np.float16,
+    )
     return Run(
         scale=scale,
         intervals=Intervals(
@@ -75,6 +81,9 @@ def build_run(
             evaluate=steps(config.evaluate.every),
             generate=steps(config.generate.every),
             save=steps(config.checkpoint.every),
+            save_after=durations.to_seconds(config.checkpoint.save_after),
+            save_evaluated=config.checkpoint.keep_best > 0,
+            max_bad_steps=config.train.max_bad_steps,
             max_words=max_words,
             milestones=milestones.parse(
                 config.checkpoint.milestones,
@@ -95,6 +104,8 @@ def build_run(
             use_dropout=config.model.dropout > 0,
             seed=config.seed,
             total_steps=total,
+            names=system.model.names,
+            guard=guard,
         ),
         state_maker=StateMaker(
             init=system.model.init,
@@ -102,6 +113,7 @@ def build_run(
             optimizer=optimizer,
             use_ema=config.optim.ema_decay > 0,
             mesh=system.mesh,
+            guard=guard,
         ),
     )
 

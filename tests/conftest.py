@@ -46,6 +46,7 @@ from lmjax.objectives.masked_diffusion import MaskedDiffusion
 from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel import hosts, rules
 from lmjax.parallel.mesh import build_mesh
+from lmjax.train.guard import Guard
 from lmjax.train.state import StateMaker, TrainState
 from lmjax.train.step import TrainStep
 
@@ -175,6 +176,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         ema_decay: float = 0.9,
         dropout: float = 0.0,
         seed: int = 0,
+        guard: Guard | None = None,
+        schedule: optax.Schedule | None = None,
         **model_fields: Any,
     ) -> Training:
         causal = objective == "autoregressive"
@@ -187,7 +190,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         process = MaskProcess(
             mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
         )
-        schedule = optax.constant_schedule(0.01)
+        schedule = schedule or optax.constant_schedule(0.01)
+        guard = guard or Guard()
         optimizer = build_optimizer(OptimConfig(), schedule)
         data, fsdp, tensor = mesh
         return Training(
@@ -201,6 +205,7 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                     ParallelConfig(data=data, fsdp=fsdp, tensor=tensor),
                     jax.devices()[: data * fsdp * tensor],
                 ),
+                guard=guard,
             ),
             step=TrainStep(
                 bind=model.bind,
@@ -214,6 +219,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                 use_dropout=dropout > 0,
                 seed=seed,
                 total_steps=100,
+                names=model.names,
+                guard=guard,
             ),
             seed=seed,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 
 from lmjax import modes, training_run
@@ -33,7 +34,6 @@ from lmjax.config.schema import (
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.data.preparation import shards
 from lmjax.data.sample import corpus as sample_corpus
-from lmjax.train import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 Mode = Callable[[Config, Path], None]
@@ -295,7 +295,7 @@ class _FullDisk:
         def disk_usage(path: Any) -> Any:
             return usage(path)._replace(free=10) if self.full else usage(path)
 
-        monkeypatch.setattr(checkpoints.shutil, "disk_usage", disk_usage)
+        monkeypatch.setattr(shutil, "disk_usage", disk_usage)
 
 
 def test_a_full_disk_ends_the_run_and_its_last_checkpoint_stands(
@@ -343,7 +343,7 @@ def test_a_write_that_fails_half_way_is_told_and_never_picked_up(
         raise ValueError("RESOURCE_EXHAUSTED: ... No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.ocp.CheckpointManager, "save", fail)
+        patch.setattr(ocp.AsyncCheckpointer, "save", fail)
         with pytest.raises(UserError) as error:
             _run(modes.train, corpus, run)
     _told(error, "the disk is full", str(run))

@@ -33,11 +33,19 @@ _DURATIONS = {
     "optim.decay": _Amount.ANY,
     "train.budget": _Amount.POSITIVE,
     "checkpoint.every": _Amount.ANY,
+    "checkpoint.keep_every": _Amount.ANY,
     "evaluate.every": _Amount.ANY,
     "generate.every": _Amount.ANY,
     "log.every": _Amount.ANY,
 }
 
+_CLOCK = {  # times of the clock, and whether "0" is one
+    "train.stop_after": True,
+    "train.watchdog": True,
+    "checkpoint.save_after": True,
+    "parallel.start_timeout": False,
+    "parallel.peer_timeout": False,
+}
 _NOT_EMPTY = (
     "data.default_folder",
     "data.text_field",
@@ -71,7 +79,7 @@ def check(config: Config, *, num_devices: int = 1) -> None:
     wrong = {problem.field for problem in problems}
     values = fields.values(config)
     right = {name: value for name, value in values.items() if name not in wrong}
-    for check_each in (_check_ranges, _check_durations, _check_text):
+    for check_each in (_check_ranges, _check_durations, _check_clock, _check_text):
         problems += check_each(right)
     wrong = {problem.field for problem in problems}
     values["objective"] = config.objective
@@ -136,6 +144,21 @@ def _check_durations(values: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, text, "must not be a share: it is the whole", remedy)
         elif duration.unit == "%" and duration.amount > 100:
             yield Problem(name, text, "must be at most 100%", remedy)
+
+
+def _check_clock(values: dict[str, Any]) -> Iterator[Problem]:
+    for name, may_be_zero in _CLOCK.items():
+        if name not in values:
+            continue
+        text, remedy = values[name], f"the default is {_default(name)}"
+        try:
+            seconds = durations.to_seconds(text)
+        except ValueError:
+            rule = "must be a number and seconds, minutes, hours or days"
+            yield Problem(name, text, rule, 'write "170 minutes", for example')
+            continue
+        if seconds == 0 and not may_be_zero:
+            yield Problem(name, text, "must be above 0", remedy)
 
 
 def _check_text(values: dict[str, Any]) -> Iterator[Problem]:

@@ -78,7 +78,11 @@ RANGES = {
     "train.batch_size": "[1, inf)",
     "train.microbatch_size": "[0, inf)",
     "train.loss_chunk_tokens": "[1, inf)",
+    "train.max_bad_steps": "[1, inf)",
+    "train.spike_deviations": "[0, inf)",
+    "train.spike_window": "[2, inf)",
     "checkpoint.keep": "[1, inf)",
+    "checkpoint.keep_best": "[0, inf)",
     "evaluate.batches": "[0, inf)",
     "evaluate.batch_size": "[0, inf)",
     "evaluate.draws": "[1, inf)",
@@ -105,6 +109,8 @@ RANGES = {
     "parallel.data": "[0, inf)",
     "parallel.fsdp": "[1, inf)",
     "parallel.tensor": "[1, inf)",
+    "parallel.num_processes": "[0, inf)",
+    "parallel.process_index": "[-1, inf)",
 }
 
 
@@ -258,6 +264,27 @@ RULES = (
         ),
         "must be latest, none, the number of a step or the name of a milestone",
         "latest goes on where the run stopped",
+    ),
+    Rule(
+        ("checkpoint.keep_best", "evaluate.every"),
+        lambda best, every: best == 0 or durations.parse(every).amount > 0,
+        "needs figures of held-out text, but evaluate.every={1!r}",
+        'set --config.evaluate.every="5%", or checkpoint.keep_best to 0',
+    ),
+    Rule(
+        ("parallel.coordinator", "parallel.num_processes", "parallel.process_index"),
+        lambda address, count, index: (
+            (address in ("", "auto") and count == 0 and index == -1)
+            or (
+                re.fullmatch(r".+:\d+", address) is not None
+                and (count, index) != (0, -1)
+                and 0 <= index < count
+            )
+        ),
+        "goes with parallel.num_processes={1} and parallel.process_index={2} as one: "
+        "either all three say who takes part, or none",
+        "give host:port of the first process, the number of processes and the index "
+        "of this one, from 0; or coordinator=auto and neither of the others",
     ),
     Rule(
         ("export.push", "export.hub_repo"),

@@ -3,7 +3,8 @@
 Values reach these fields from a file in `configs/`, then from the command line
 (`--config.section.field=value`). After `checks.check` a config is read-only.
 Durations are strings with a unit: "500 steps", "1 epochs", "10M tokens",
-"10M words", "5%" (of the run); "0" means never. Where no value is meant, a field
+"10M words", "5%" (of the run), or of the clock, "170 minutes"; "0" means never. Where
+no value is meant, a field
 holds 0, an empty string or an enum member: config flags can't be set to None.
 """
 
@@ -202,12 +203,26 @@ class TrainConfig:
     precision: Precision = Precision.AUTO
     remat: Remat = Remat.NONE
     loss_chunk_tokens: int = 8192  # tokens whose logits exist at once
+    stop_after: str = "0"  # time of the clock, such as "170 minutes", after which a
+    # start saves, ends and says how to go on
+    max_bad_steps: int = 10  # updates in a row that are skipped, for a loss or gradient
+    # that is not finite or a spike, before the run ends
+    spike_deviations: float = 0.0  # skips the update of a loss that lies so many
+    # standard deviations above the mean of the last spike_window; 0: never
+    spike_window: int = 128  # steps
+    watchdog: str = "30 minutes"  # time of the clock without a finished step after
+    # which the stacks of all threads go to the log
+    watchdog_exit: bool = False  # whether the run then ends, with status 75
 
 
 @dataclasses.dataclass
 class CheckpointConfig:
     every: str = "10%"
+    save_after: str = "15 minutes"  # of the clock since the last save, for one more
     keep: int = 2  # newest checkpoints that stay
+    keep_every: str = "0"  # those at its multiples stay for good
+    keep_best: int = 0  # those of the lowest held-out nll_per_token that stay besides;
+    # needs evaluate.every
     resume: str = "latest"  # "latest", "none", or a step; for modes that only read,
     # also the name of a milestone, such as chck_10M
     milestones: tuple[str, ...] = ()  # words seen at which weights are kept for good:
@@ -300,6 +315,12 @@ class ParallelConfig:
     data: int = 0  # devices that split the batch; 0 takes those left over
     fsdp: int = 1  # devices that split batch and parameters
     tensor: int = 1  # devices that split heads, feed-forward and vocabulary
+    coordinator: str = ""  # host:port of the first of several processes; "auto" asks
+    # the TPU, Slurm or MPI that started them; empty: one process, unless it is a TPU pod
+    num_processes: int = 0  # in all; 0: what the environment says
+    process_index: int = -1  # of this one, from 0; -1: what the environment says
+    start_timeout: str = "5 minutes"  # that processes wait for each other at the start
+    peer_timeout: str = "100 seconds"  # of silence after which a process counts as dead
 
 
 @dataclasses.dataclass

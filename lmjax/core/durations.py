@@ -1,14 +1,16 @@
-"""Durations in the unit that comes naturally, turned into optimizer steps."""
+"""Durations in the unit that comes naturally, as optimizer steps or as seconds."""
 
 import dataclasses
 import math
 import re
 
 UNITS = ("steps", "epochs", "tokens", "words", "%")
+_SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _PATTERN = re.compile(
     r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([KMB]?)\s*([a-z]+|%)\s*", re.I
 )
+_CLOCK = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +92,21 @@ def to_steps(text: str, scale: RunScale) -> int:
                 raise ValueError(f"{text!r}: a share of the run needs the run's length")
             steps = round(duration.amount / 100 * scale.total_steps)
     return max(1, steps)
+
+
+def to_seconds(text: str) -> float:
+    """Seconds of the clock in "90 seconds", "170 minutes", "2.5 hours", "3 days", "0".
+
+    Raises:
+      ValueError: when the text is none of these.
+    """
+    if text.strip() == "0":
+        return 0.0
+    if match := _CLOCK.fullmatch(text):
+        unit = match[2].lower().removesuffix("s") + "s"
+        if unit in _SECONDS:
+            return float(match[1]) * _SECONDS[unit]
+    raise ValueError(
+        f"{text!r} is not a time of the clock: write a number and seconds, minutes, "
+        'hours or days, such as "170 minutes" ("0" for never)'
+    )

@@ -7,12 +7,18 @@ from lmjax.config.schema import Config
 from lmjax.core.errors import UserError
 from lmjax.data.preparation import statistics
 from lmjax.data.preparation.manifest import check_shards, damaged, shards
+from lmjax.train.stopping import StopSignal
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> None:
-    """Prepares the corpus, repairs what is damaged, and says what it holds."""
+    """Prepares the corpus, repairs what is damaged, and says what it holds.
+
+    Raises:
+      Stopped: when it was asked to stop; what is finished stays.
+    """
     del workdir
-    prepared = experiment.prepare_corpus(config, repair=True)
+    with StopSignal() as stop, stop.interruptible("preparing the corpus"):
+        prepared = experiment.prepare_corpus(config, repair=True)
     print(statistics.table(prepared))
     picture = prepared.folder / "statistics.png"
     try:

@@ -1,23 +1,29 @@
 """Modes train and plan: one start of a run, or what it would be."""
 
+import contextlib
+import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from lmjax import experiment, plan, report, training_run
 from lmjax.config import serialize
-from lmjax.config.schema import Config
-from lmjax.core import rng
-from lmjax.data.batch import synthetic
+from lmjax.config.schema import Config, Remat
+from lmjax.core import durations, rng
+from lmjax.core.errors import UserError
+from lmjax.data.batch import Batch, synthetic
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import System
 from lmjax.modes.generation import build_generator, check_prompts
+from lmjax.parallel import hosts, notices
 from lmjax.run_folder import RunFolder
+from lmjax.sampling.prompts import Generator
 from lmjax.starting_weights import begin_with
 from lmjax.train import loop
 from lmjax.train.clock import Clock
@@ -25,7 +31,8 @@ from lmjax.train.loggers import RunLogger
 from lmjax.train.milestones import name_of
 from lmjax.train.progress import Progress
 from lmjax.train.state import TrainState
-from lmjax.train.stopping import StopSignal
+from lmjax.train.stopping import Stopped, StopSignal
+from lmjax.train.watchdog import Watchdog
 from lmjax.training_run import Run
 
 
@@ -34,136 +41,232 @@ def plan_only(config: Config, workdir: pathlib.Path) -> None:
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
     run = training_run.build_run(config, system, prepared)
-    abstract = run.state_maker.abstract()
-    compiled = _compile(config, system, run, abstract)
+    compiled = _compile(config, system, run)
     for line in _plan(config, system, run, prepared, compiled, start_step=0):
         print(line)
     print(f"run folder: {workdir} (nothing was written)")
 
 
 def train(config: Config, workdir: pathlib.Path) -> None:
-    """Prepares, trains, evaluates and samples; goes on where the run folder stands."""
-    prepared = experiment.prepare_corpus(config)
-    system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    with RunFolder.open(workdir, config, prepared) as folder, StopSignal() as stop:
-        progress = folder.progress()
-        progress.set_length(training_run.run_scale(config, prepared).total_steps)
-        run = training_run.build_run(config, system, prepared, progress.lengths)
-        if run.intervals.generate:
-            check_prompts(config, system)
-        folder.begin()
-        with RunLogger(
-            workdir,
-            config.log,
-            total_steps=run.intervals.total,
-            start_step=folder.start_step,
-            writes=jax.process_index() == 0,
-        ) as logger:
-            _train(config, folder, prepared, system, run, progress, logger, stop)
+    """Prepares, trains, evaluates and samples; goes on where the run folder stands.
+
+    Raises:
+      Stopped: when it was asked to stop before there was anything to save.
+    """
+    after, told = config.train.stop_after, f"train.stop_after={config.train.stop_after}"
+    with (
+        StopSignal(durations.to_seconds(after), told) as stop,
+        notices.watch(stop.request) or contextlib.nullcontext(),
+    ):
+        with stop.interruptible("preparing the corpus"):
+            prepared = experiment.prepare_corpus(config)
+        stop.together = jax.process_count() > 1
+        with stop.interruptible("building the model"):
+            system = experiment.build_system(
+                config, prepared.tokenizer, prepared=prepared
+            )
+        scale = training_run.run_scale(config, prepared)
+        keep_every = durations.to_steps(config.checkpoint.keep_every, scale)
+        with RunFolder.open(workdir, config, prepared, keep_every=keep_every) as folder:
+            progress = folder.progress()
+            progress.set_length(scale.total_steps)
+            run = training_run.build_run(config, system, prepared, progress.lengths)
+            if run.intervals.generate:
+                check_prompts(config, system)
+            folder.begin()
+            with (
+                RunLogger(
+                    workdir,
+                    config.log,
+                    total_steps=run.intervals.total,
+                    start_step=folder.start_step,
+                    done=progress.done,
+                    writes=jax.process_index() == 0,
+                ) as logger,
+                Watchdog(
+                    durations.to_seconds(config.train.watchdog),
+                    workdir / "log.txt",
+                    exits=config.train.watchdog_exit,
+                ) as watchdog,
+            ):
+                start = _Start(
+                    config=config,
+                    folder=folder,
+                    prepared=prepared,
+                    system=system,
+                    run=run,
+                    progress=progress,
+                    logger=logger,
+                    stop=stop,
+                    watchdog=watchdog,
+                )
+                start.train()
 
 
-def _train(
-    config: Config,
-    folder: RunFolder,
-    prepared: Prepared,
-    system: System,
-    run: Run,
-    progress: Progress,
-    logger: RunLogger,
-    stop: StopSignal,
-) -> None:
-    """One start of a training run: from the last checkpoint to the end, or a signal."""
-    maker, start = run.state_maker, folder.start_step
-    abstract = maker.abstract()
-    compiled = _compile(config, system, run, abstract)
-    lines = _plan(config, system, run, prepared, compiled, start_step=start)
-    for line in (f"run folder  {folder.path}", *lines):
-        logger.line(line)
-    logger.text(start, "config", serialize.to_json(config))
-    logger.text(start, "plan", "\n".join(lines))
-    if start:
-        state = folder.restore(abstract)
-    else:
-        state = maker.make(rng.stream(config.seed, "init"))
-        if config.checkpoint.init_from:
-            state = begin_with(state, config, system)
-    kept = folder.open_milestones(run.intervals.milestones)
-    clock = Clock(
-        total_steps=run.intervals.total,
-        flops_per_token=plan.training_flops_per_token(config, system),
-        peak_flops=_peak(system),
-    )
-    began, seconds_before = time.perf_counter(), progress.seconds
+@dataclasses.dataclass(kw_only=True)
+class _Start:
+    """One start of a training run: from the last checkpoint to the end, or a stop."""
 
-    def count_seconds() -> None:
-        progress.seconds = seconds_before + time.perf_counter() - began
+    config: Config
+    folder: RunFolder
+    prepared: Prepared
+    system: System
+    run: Run
+    progress: Progress
+    logger: RunLogger
+    stop: StopSignal
+    watchdog: Watchdog
 
-    def keep(state: TrainState, reached: Sequence[int], progress: Progress) -> None:
-        count_seconds()
-        kept.write(state.evaluation_params, reached, progress)
-
-    def save(state: TrainState, progress: Progress) -> None:
-        count_seconds()
-        # A run that goes on from here must find the milestones that lie behind it.
-        kept.wait()
-        folder.save(state, progress)
-
-    scorer = Scorer(system.model.bind, system.objective, system.mesh)
-    hooks = _hooks(config, prepared, system, scorer, logger, save, keep)
-    state, finished = loop.train(
-        state=state,
-        progress=progress,
-        step=compiled,
-        batches=training_run.train_batches(config, prepared, start),
-        mesh=system.mesh,
-        intervals=run.intervals,
-        hooks=hooks,
-        logger=logger,
-        clock=clock,
-        steps_per_epoch=run.scale.steps_per_epoch,
-        stop=stop,
-    )
-    if finished:
-        kept.finish(state.evaluation_params, progress, run.intervals.max_words)
-    save(state, progress)
-    folder.wait()
-    kept.close()
-    again = f"python -m lmjax.main --workdir {folder.path}"
-    if not finished:
-        logger.line(
-            f"stopped by {stop.name} after step {progress.step:,}, which is saved; "
-            f"resume with: {again}"
+    def __post_init__(self) -> None:
+        self._began, self._before = time.perf_counter(), self.progress.seconds
+        self._again = f"python -m lmjax.main --workdir {self.folder.path}"
+        self._scorer = Scorer(
+            self.system.model.bind, self.system.objective, self.system.mesh
         )
-        return
-    if run.intervals.generate:
-        hooks.generate(state, progress.step)
-    params = state.evaluation_params
-    summary = report.make(config, prepared, system, scorer, params, progress)
-    logger.metrics(progress.step, "final", report.scalars(summary))
-    for line in report.table(summary).splitlines():
-        logger.line(line)
-    logger.line(f"report: {report.write(summary, folder.path)}")
-    logger.line(
-        f'write with it: {again} --mode generate --config.generate.prompts="..."'
-    )
+        self._kept = self.folder.open_milestones(self.run.intervals.milestones)
 
+    def train(self) -> None:
+        """Trains, and ends as a run ends: with a report, or with how to go on."""
+        try:
+            with self.stop.interruptible("compiling"):
+                compiled = self._compile()
+                state = self._first_state()
+        except Stopped as stopped:
+            self.logger.line(
+                f"stopped by {stopped.reason} before the first step; "
+                f"resume with: {self._again}"
+            )
+            return
+        hooks = self._hooks()
+        with memory_explained(self.config, self.system, self.run, self.prepared):
+            state, finished = self._loop(state, compiled, hooks)
+        if finished:
+            self._kept.finish(
+                state.evaluation_params, self.progress, self.run.intervals.max_words
+            )
+        self._save(state, self.progress)
+        self.folder.wait()
+        self._kept.close()
+        if not finished:
+            self.logger.line(
+                f"stopped by {self.stop.name or 'another process'} after step "
+                f"{self.progress.step:,}, which is saved; resume with: {self._again}"
+            )
+            return
+        try:
+            self._close(state, hooks)
+        except Stopped as stopped:
+            self.logger.line(
+                f"stopped by {stopped}; the run is trained and saved; for its report "
+                f"and samples: {self._again}"
+            )
 
-def _hooks(
-    config: Config,
-    prepared: Prepared,
-    system: System,
-    scorer: Scorer,
-    logger: RunLogger,
-    save: Callable[[TrainState, Progress], None],
-    keep: Callable[[TrainState, tuple[int, ...], Progress], None],
-) -> loop.Hooks:
-    """Evaluation, sampling and saving at intervals, and weights at milestones."""
-    generator = build_generator(config, system)
+    def _compile(self) -> Any:
+        """The step's executable, and the plan that it allows, told to the logger."""
+        step, logger = self.folder.start_step, self.logger
+        with memory_explained(self.config, self.system, self.run, self.prepared):
+            compiled = _compile(self.config, self.system, self.run)
+        lines = _plan(
+            self.config, self.system, self.run, self.prepared, compiled, start_step=step
+        )
+        for line in (f"run folder  {self.folder.path}", *lines):
+            logger.line(line)
+        self.folder.foresee_space(self.run.state_maker.abstract())
+        self.folder.report(logger.line)
+        logger.text(step, "config", serialize.to_json(self.config))
+        logger.text(step, "plan", "\n".join(lines))
+        self.watchdog.beat("compiling the step")
+        return compiled
 
-    def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        batches = training_run.eval_batches(config, prepared, config.evaluate.batches)
-        total = scorer.evaluate(state.evaluation_params, batches, draws=1)[-1]
+    def _first_state(self) -> TrainState:
+        maker = self.run.state_maker
+        if self.folder.start_step:
+            return self.folder.restore(maker.abstract())
+        state = maker.make(rng.stream(self.config.seed, "init"))
+        if self.config.checkpoint.init_from:
+            state = begin_with(state, self.config, self.system)
+        return state
+
+    def _loop(
+        self, state: TrainState, compiled: Any, hooks: loop.Hooks
+    ) -> tuple[TrainState, bool]:
+        run = self.run
+        return loop.train(
+            state=state,
+            progress=self.progress,
+            step=compiled,
+            batches=training_run.train_batches(
+                self.config, self.prepared, self.folder.start_step
+            ),
+            mesh=self.system.mesh,
+            intervals=run.intervals,
+            hooks=hooks,
+            logger=self.logger,
+            clock=Clock(
+                total_steps=run.intervals.total,
+                flops_per_token=plan.training_flops_per_token(self.config, self.system),
+                peak_flops=_peak(self.system),
+            ),
+            steps_per_epoch=run.scale.steps_per_epoch,
+            stop=self.stop,
+        )
+
+    def _close(self, state: TrainState, hooks: loop.Hooks) -> None:
+        """The figures and texts of a run that is finished."""
+        logger, step = self.logger, self.progress.step
+        if self.run.intervals.generate:
+            hooks.generate(state, step)
+        with self.stop.interruptible("evaluating"):
+            summary = report.make(
+                self.config,
+                self.prepared,
+                self.system,
+                self._scorer,
+                state.evaluation_params,
+                self.progress,
+            )
+        logger.metrics(step, "final", report.scalars(summary))
+        for line in report.table(summary).splitlines():
+            logger.line(line)
+        logger.line(f"report: {report.write(summary, self.folder.path)}")
         logger.line(
+            f"write with it: {self._again} --mode generate "
+            '--config.generate.prompts="..."'
+        )
+
+    def _count_seconds(self) -> None:
+        seconds = time.perf_counter() - self._began
+        self.progress.seconds = self._before + seconds
+
+    def _save(self, state: TrainState, progress: Progress) -> None:
+        self._count_seconds()
+        self.logger.flush()
+        # A run that goes on from here must find the milestones that lie behind it.
+        self._kept.wait()
+        score = progress.score if progress.score >= 0 else None
+        self.folder.save(state, progress, score=score)
+        self.watchdog.beat(f"saving step {progress.step:,}")
+
+    def _keep(
+        self, state: TrainState, reached: tuple[int, ...], progress: Progress
+    ) -> None:
+        self._count_seconds()
+        self._kept.write(state.evaluation_params, reached, progress)
+        self.logger.line(
+            f"step {progress.step:,} milestone {', '.join(map(name_of, reached))}: "
+            f"{progress.words:,} words seen"
+        )
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        config = self.config
+        batches = training_run.eval_batches(
+            config, self.prepared, config.evaluate.batches
+        )
+        with self.stop.interruptible("evaluating"):
+            total = self._scorer.evaluate(
+                state.evaluation_params, self._supervised(batches), draws=1
+            )[-1]
+        self.logger.line(
             f"step {step:,} held-out: {total.kind} nll {total.nll_per_token:.4f} "
             f"± {total.standard_error:.4f}, ppl {total.perplexity:.2f}, "
             f"{total.bits_per('word'):.3f} bits per word"
@@ -176,41 +279,86 @@ def _hooks(
             "bits_per_word": total.bits_per("word"),
         }
 
-    def generate(state: TrainState, step: int) -> None:
-        samples = generator(
-            state.evaluation_params,
-            rng.stream(config.seed, "generate", step),
-            config.generate.prompts,
-            num_samples=config.generate.num_samples,
-            max_new_tokens=config.generate.max_new_tokens,
-        )
-        logger.line(f"step {step:,} samples:")
+    def _supervised(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches that are evaluated; between two of them all processes may stop."""
+        votes = hosts.Votes(self.system.mesh)
+        for number, batch in enumerate(batches, start=1):
+            self.watchdog.beat(f"fetching batch {number} of an evaluation")
+            if votes.cast(bool(self.stop)):
+                raise Stopped(self.stop.name or "another process", "evaluating")
+            yield batch
+
+    def _generate(self, generator: Generator, state: TrainState, step: int) -> None:
+        config = self.config.generate
+        with self.stop.interruptible("sampling"):
+            samples = generator(
+                state.evaluation_params,
+                rng.stream(self.config.seed, "generate", step),
+                config.prompts,
+                num_samples=config.num_samples,
+                max_new_tokens=config.max_new_tokens,
+            )
+        self.logger.line(f"step {step:,} samples:")
         for sample in samples:
-            logger.sample(step, sample.prompt, sample.text)
+            self.logger.sample(step, sample.prompt, sample.text)
         texts = "\n\n---\n\n".join(sample.text for sample in samples)
-        logger.text(step, "samples", texts)
+        self.logger.text(step, "samples", texts)
+        self.watchdog.beat("sampling")
 
-    def milestone(
-        state: TrainState, reached: tuple[int, ...], progress: Progress
-    ) -> None:
-        keep(state, reached, progress)
-        logger.line(
-            f"step {progress.step:,} milestone {', '.join(map(name_of, reached))}: "
-            f"{progress.words:,} words seen"
+    def _hooks(self) -> loop.Hooks:
+        """What the loop calls at its intervals."""
+        generator = build_generator(self.config, self.system)
+        return loop.Hooks(
+            evaluate=self._evaluate,
+            generate=functools.partial(self._generate, generator),
+            save=self._save,
+            milestone=self._keep,
+            explain=self.run.step.explain,
+            ended=self.watchdog.beat,
         )
 
-    return loop.Hooks(
-        evaluate=evaluate, generate=generate, save=save, milestone=milestone
-    )
 
-
-def _compile(config: Config, system: System, run: Run, abstract: TrainState) -> Any:
+def _compile(config: Config, system: System, run: Run) -> Any:
     batch = synthetic(
         config.train.batch_size,
         config.data.sequence_length,
         document_mask=config.data.document_mask,
     )
-    return run.step.compile(abstract, batch, system.mesh)
+    return run.step.compile(run.state_maker.abstract(), batch, system.mesh)
+
+
+@contextlib.contextmanager
+def memory_explained(
+    config: Config, system: System, run: Run, prepared: Prepared
+) -> Iterator[None]:
+    """Turns an error for want of memory into advice; every other one passes through."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise _less_memory(config, system, run, prepared, str(error)) from error
+
+
+def _less_memory(
+    config: Config, system: System, run: Run, prepared: Prepared, told: str
+) -> UserError:
+    """What would fit the devices, by the compiler's own figures."""
+
+    def measure(microbatch_size: int, remat: Remat, length: int) -> int:
+        """Bytes per device of the step as it would be."""
+        changed = dataclasses.replace(
+            config,
+            train=dataclasses.replace(
+                config.train, microbatch_size=microbatch_size, remat=remat
+            ),
+            data=dataclasses.replace(config.data, sequence_length=length),
+        )
+        system = experiment.build_system(changed, prepared.tokenizer, prepared=prepared)
+        smaller = training_run.build_run(changed, system, prepared)
+        return memory.program_bytes(_compile(changed, system, smaller))
+
+    return memory.advice(told, measure)
 
 
 def _peak(system: System) -> float:

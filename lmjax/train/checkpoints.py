@@ -1,66 +1,91 @@
-"""Checkpoints: Orbax writes them in the background, and only whole ones count."""
+"""Checkpoints: written in the background, verified, and only whole ones count."""
 
 import base64
-import contextlib
 import dataclasses
-import errno
-import os
+import json
+import math
 import pathlib
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from lmjax.core import trees
 from lmjax.core.errors import UserError
 from lmjax.core.types import PyTree
+from lmjax.train import guard, integrity, retention, storage
 from lmjax.train.state import TrainState
+from lmjax.train.writing import FolderWriter
 
 COUNTS = ("step", "tokens", "words", "seconds")  # of what weights have seen
+DAMAGED = "damaged"  # folder of what was set aside
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what bad bytes lead to
 
 
 class Checkpoints:
     """The checkpoints of one run, `<folder>/<step>/`.
 
     Each holds the device state, the progress (step, words, tokens, sums), the resolved
-    config, the tokenizer and the name of the prepared corpus. A checkpoint is written
-    under a temporary name and gets its own when it is complete.
+    config, the tokenizer and the name of the prepared corpus. What is read is read by
+    the handlers named here, whatever the files say: they can hold arrays and JSON, and
+    nothing that runs.
 
     Args:
       folder: where they stand.
       keep: how many of the newest stay.
+      keep_every: those at multiples of so many steps stay too; 0: none for that.
+      keep_best: how many of the lowest scores stay too.
       read_only: open an existing folder without ever writing to it.
+
+    Attributes:
+      notices: what went wrong without harm, a line each.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int = 1,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        read_only: bool = False,
+    ):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            step_format_fixed_length=8,
-            create=not read_only,
-            read_only=read_only,
-            save_interval_steps=0 if read_only else 1,
-            cleanup_tmp_directories=not read_only,
-        )
-        # Named here, for Orbax only guesses the handler of an item once it is restored,
-        # and `param_shapes` asks before.
-        handlers = ocp.handlers.create_default_handler_registry(
-            state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-        )
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, handler_registry=handlers
-        )
+        self.notices: list[str] = []
+        self._keep = {"newest": keep, "every": keep_every, "best": keep_best}
+        self._state = ocp.PyTreeCheckpointHandler()
+        self._meta = ocp.JsonCheckpointHandler()
+        self._writer: FolderWriter | None = None
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                storage.sweep(self.folder)
+            self._writer = FolderWriter(
+                state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+            )
+        # What this process knows of: all processes must agree on what is there, and
+        # the folder is only changed by the first one.
+        self._known = set(self.steps())
 
     def latest(self) -> int | None:
         """Newest step, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """All steps there are, oldest first."""
-        return sorted(self._manager.all_steps())
+        """All steps that are there, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            int(path.name)
+            for path in self.folder.iterdir()
+            if path.name.isdecimal() and storage.is_published(path)
+        )
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where a step stands."""
+        return self.folder / f"{step:08}"
 
     def save(
         self,
@@ -72,14 +97,19 @@ class Checkpoints:
         tokenizer_model: bytes,
         mask_id: int,
         corpus: str,
+        score: float | None = None,
     ) -> None:
         """Starts writing a checkpoint; a step that is saved already is left alone.
 
+        Older ones that are not to stay are deleted once this one is verified.
+
+        Args:
+          score: of held-out text at this step, lower is better.
+
         Raises:
-          UserError: when there is no space for it, or an earlier write failed for want
-            of it.
+          UserError: when there is no space for it, or an earlier write failed.
         """
-        if step in self._manager.all_steps():
+        if step in self._known:
             return
         meta = {
             "progress": progress,
@@ -88,20 +118,25 @@ class Checkpoints:
             "mask_id": mask_id,
             "corpus": corpus,
         }
-        with full_disk_explained(self.folder):
-            require_space(self.folder, state)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
-                ),
-            )
+        if score is not None and not math.isfinite(score):
+            score = None
+        self._writer.write(
+            self.path(step),
+            state,
+            {"state": ocp.args.PyTreeSave(state), "meta": ocp.args.JsonSave(meta)},
+            about={"step": step, "score": score},
+            then=self._delete_old,
+        )
+        self._known.add(step)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Progress, config, tokenizer model (bytes), mask id and corpus."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = dict(self._manager.restore(step, args=args)["meta"])
-        meta["tokenizer"] = base64.b64decode(meta["tokenizer"])
+        path = self.path(step)
+        try:
+            meta = dict(self._meta.restore(path / "meta"))
+            meta["tokenizer"] = base64.b64decode(meta["tokenizer"])
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
         return meta
 
     def restore(self, step: int, target: Any, *, partial: bool = False) -> Any:
@@ -115,7 +150,30 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=partial,
         )
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        path = self.path(step)
+        try:
+            return self._state.restore(path / "state", args=args)
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
+
+    def restore_state(self, step: int, target: TrainState) -> TrainState:
+        """The whole state; of the guard, what another config saved will do, or nothing.
+
+        Args:
+          target: an abstract one.
+        """
+        parts = dict(vars(target))
+        wanted, saved = parts.pop("guard"), self.saved_tree(step).get("guard")
+        if saved:
+            parts["guard"] = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=target.step.sharding
+                ),
+                saved,
+            )
+        found = self.restore(step, parts)
+        memory = guard.carried_over(found.pop("guard", {}), wanted)
+        return TrainState(**found, guard=memory)
 
     def at(self, step: int) -> "SavedStep":
         """The weights of a step, and what was saved with them."""
@@ -123,23 +181,79 @@ class Checkpoints:
 
     def saved_tree(self, step: int) -> PyTree:
         """The saved state as nested dicts and lists, with shapes as its leaves."""
-        return self._manager.item_metadata(step)["state"].tree
+        path = self.path(step)
+        try:
+            return self._state.metadata(path / "state").tree
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
+
+    def damage(self, step: int) -> str:
+        """What is wrong with a step; empty where nothing is.
+
+        One without checksums, of an earlier version, is read as a whole instead.
+        """
+        path = self.path(step)
+        if integrity.has_checksums(path):
+            return integrity.damage(path)
+        try:
+            self.meta(step)
+            every = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                self.saved_tree(step),
+            )
+            args = ocp.args.PyTreeRestore(restore_args=every)
+            self._state.restore(path / "state", args=args)
+        except UserError as error:
+            return error.what
+        except _UNREADABLE as error:
+            return _reason(error)
+        return ""
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a damaged step to where nothing looks for it, and says where."""
+        self._known.discard(step)
+        return set_aside(self.path(step))
+
+    def num_set_aside(self) -> int:
+        """How many damaged ones were."""
+        folder = self.folder / DAMAGED
+        return len(list(folder.iterdir())) if folder.is_dir() else 0
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`, when a run goes on from there."""
-        for later in self.steps():
+        stands_on = storage.storage_of(self.folder)
+        for later in self.steps() if jax.process_index() == 0 else ():
             if later > step:
-                self._manager.delete(later)
+                storage.remove(self.path(later), stands_on)
+        self._known = {known for known in self._known if known <= step}
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what the writer raised."""
-        with full_disk_explained(self.folder):
-            self._manager.wait_until_finished()
+        """Returns once everything is on disk and verified; raises what went wrong."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def close(self) -> None:
         """Waits, then lets go of the folder."""
-        self.wait()
-        self._manager.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            self._state.close()
+
+    def _delete_old(self) -> None:
+        """Runs behind the loop, once a newer one is verified."""
+        scores = {
+            step: integrity.about(self.path(step)).get("score") for step in self.steps()
+        }
+        stands_on = storage.storage_of(self.folder)
+        for step in sorted(scores.keys() - retention.to_keep(scores, **self._keep)):
+            try:
+                storage.remove(self.path(step), stands_on)
+            except OSError as error:
+                self.notices.append(
+                    f"the old checkpoint {self.path(step)} could not be deleted: "
+                    f"{error.strerror or error}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +266,7 @@ class SavedStep:
     @property
     def path(self) -> pathlib.Path:
         """Where it stands."""
-        return self.checkpoints.folder / f"{self.step:08}"
+        return self.checkpoints.path(self.step)
 
     def meta(self) -> dict[str, Any]:
         """Counts, config, tokenizer model (bytes), mask id and corpus."""
@@ -181,16 +295,13 @@ class SavedStep:
         return self.checkpoints.restore(self.step, wanted, partial=True)[name]
 
 
-def require_space(folder: pathlib.Path, tree: PyTree) -> None:
-    """Raises OSError where a tree does not fit the disk.
-
-    Asked before it is written: a write that fails half-way fills the terminal with the
-    tracebacks of its threads.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    if shutil.disk_usage(folder).free < trees.num_bytes(tree):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Moves a damaged folder of weights to `damaged/`, and says where it is now."""
+    folder, number = path.parent / DAMAGED, 1
+    folder.mkdir(exist_ok=True)
+    while (target := folder / f"{path.name}-{number}").exists():
+        number += 1
+    return path.rename(target)
 
 
 def on_first_device(shapes: PyTree) -> PyTree:
@@ -202,28 +313,21 @@ def on_first_device(shapes: PyTree) -> PyTree:
     )
 
 
-@contextlib.contextmanager
-def full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
-    """Turns a full disk into a message; every other error passes through."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if not _is_full_disk(error):
-            raise
-        raise UserError(
-            "the disk is full: the checkpoint could not be written",
-            where=str(folder),
-            remedy="free some space or lower checkpoint.keep, then run the same "
-            "command again: it goes on from the last whole checkpoint",
-        ) from error
+def _unreadable(path: pathlib.Path, error: BaseException) -> UserError:
+    return UserError(
+        f"the checkpoint cannot be read: {_reason(error)}",
+        where=str(path),
+        remedy="if the config was changed, use that of the run (leave --config out); "
+        "else choose another checkpoint with --config.checkpoint.resume",
+    )
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says so by number or in words."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reason(error: BaseException) -> str:
+    """The first line of an error, which for bad JSON says nothing without its kind."""
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return f"its metadata is no JSON ({error.args[0]})"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    text = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+    file = getattr(error, "filename", None)
+    return text.splitlines()[0] + (f": {file}" if file else "")

@@ -4,6 +4,7 @@ import json
 import logging
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -22,6 +23,8 @@ class RunLogger:
       total_steps: length of the run, for the progress bar.
       start_step: first step of this start; figures of later steps, left by a start
         that went on beyond its last checkpoint, are dropped from metrics.jsonl.
+      done: of "evaluate" and "generate", what was done after that step: figures and
+        samples of what is done again are dropped too.
       writes: False on all processes but the first.
       stream: where lines go; a progress bar is shown when it is a terminal.
     """
@@ -33,6 +36,7 @@ class RunLogger:
         *,
         total_steps: int,
         start_step: int = 0,
+        done: Sequence[str] = ("evaluate", "generate"),
         writes: bool = True,
         stream: TextIO | None = None,
     ):
@@ -44,8 +48,9 @@ class RunLogger:
         workdir.mkdir(parents=True, exist_ok=True)
         if config.wandb:  # first, for it may be missing
             self._wandb = _wandb(config, workdir)
-        _drop_later_lines(workdir / "metrics.jsonl", start_step)
-        _drop_later_lines(workdir / "samples.jsonl", start_step)
+        step = start_step
+        _keep_lines(workdir / "metrics.jsonl", step, {"valid": "evaluate" in done})
+        _keep_lines(workdir / "samples.jsonl", step, {"": "generate" in done})
         self._metrics = _append(workdir / "metrics.jsonl")
         self._samples = _append(workdir / "samples.jsonl")
         self._log = _append(workdir / "log.txt")
@@ -115,6 +120,11 @@ class RunLogger:
             verbatim = "\n".join("    " + line for line in text.splitlines())
             self._tensorboard.add_text(name, verbatim, step)
 
+    def flush(self) -> None:
+        """Hands everything to the system, so that it outlives this process."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._bar is not None:
@@ -132,17 +142,26 @@ def _append(path: pathlib.Path) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to `step`, so that a resumed run writes no step twice."""
+def _keep_lines(path: pathlib.Path, step: int, at_step: Mapping[str, bool]) -> None:
+    """Keeps what a run that goes on from `step` does not write again.
+
+    Args:
+      at_step: whether lines of that very step stay, by their split ("" where they have
+        none); those of training do, and the final figures never.
+    """
     if not path.exists():
         return
+    stay = {"train": True, "speed": True, "final": False, **at_step}
     kept = []
-    # Not splitlines, for a text in a line may hold a separator of Unicode.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    # Not splitlines, for a text in a line may hold a separator of Unicode. Bytes that a
+    # damaged disk left behind are no reason to end.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            keep = json.loads(line)["step"] <= step
-        except (ValueError, KeyError):  # half a line, from a process that was killed
-            keep = False
+            record = json.loads(line)
+            written, split = record["step"], record.get("split", "")
+            keep = written < step or (written == step and stay.get(split, True))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            keep = False  # half a line, from a process that was killed
         if keep:
             kept.append(line + "\n")
     # In one go: on a full disk the old lines stay.
@@ -154,7 +173,9 @@ def _tensorboard(folder: pathlib.Path, start_step: int) -> Any:
     import tensorboardX
 
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-    return tensorboardX.SummaryWriter(str(folder), purge_step=start_step or None)
+    return tensorboardX.SummaryWriter(
+        str(folder), purge_step=start_step + 1 if start_step else None
+    )
 
 
 def _wandb(config: LogConfig, workdir: pathlib.Path) -> Any:

@@ -9,20 +9,21 @@ import dataclasses
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from lmjax.core import durations
-from lmjax.core.errors import ConfigError
+from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.files import replacing
 from lmjax.core.types import PyTree
-from lmjax.train.checkpoints import COUNTS
+from lmjax.train import integrity, storage
+from lmjax.train.checkpoints import COUNTS, set_aside
 from lmjax.train.progress import Progress
-from lmjax.train.weights import SavedWeights, WeightsWriter, sweep
+from lmjax.train.weights import SavedWeights, WeightsWriter
 
+MILESTONES = "milestones"  # folder of a run that holds them
 PREFIX = "chck_"
 LEDGER = "ledger.json"
 _UNITS = {"M": 10**6, "K": 10**3, "": 1}
@@ -126,19 +127,39 @@ class Milestones:
         if self.words and jax.process_index() == 0:
             write_ledger(self.folder)
 
-    def drop_after(self, step: int) -> None:
-        """Deletes what was written after `step`, when a run goes on from there."""
+    def drop_after(self, step: int) -> list[str]:
+        """Deletes what was written after `step`, when a run goes on from there.
+
+        Returns:
+          A line for each one that turned out to be damaged, and was set aside.
+        """
+        told: list[str] = []
         if jax.process_index() > 0:
-            return
-        sweep(self.folder)
+            return told
+        storage.sweep(self.folder)
+        stands_on = storage.storage_of(self.folder)
         for saved in SavedWeights.all_in(self.folder):
-            if saved.meta()["step"] > step:
-                shutil.rmtree(saved.path)
+            try:
+                checked = integrity.has_checksums(saved.path)
+                wrong = checked and integrity.damage(saved.path, contents=False)
+                after = 0 if wrong else saved.meta()["step"]
+            except UserError as error:
+                wrong, after = error.what, 0
+            if wrong:
+                told.append(
+                    f"the milestone {saved.path.name} is damaged: {wrong}; it was set "
+                    f"aside as {set_aside(saved.path)}"
+                )
+            elif after > step:
+                storage.remove(saved.path, stands_on)
+        return told
 
     def close(self) -> None:
-        """Waits, then lets go of the folder."""
-        self.wait()
-        self._writer.close()
+        """Waits, then lets go of the folder; a second time does nothing new."""
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
 
 
 def write_ledger(folder: pathlib.Path) -> None:

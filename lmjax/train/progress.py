@@ -14,27 +14,41 @@ class Progress:
     it.
 
     Attributes:
-      step: optimizer steps done, and batches taken.
+      step: steps done, and batches taken.
+      skipped: steps of these whose update was left out.
       tokens: counted tokens seen.
       words: whitespace words seen.
       seconds: seconds spent training, over all starts.
       lengths: lengths the run was given, in steps, as pairs: from which step on, and
         the length.
       sums: metric sums since the last log line.
+      done: what was done after this step, of "evaluate" and "generate": a run that goes
+        on from here does the rest.
+      score: held-out nats per token after this very step; absent (-1) else.
     """
 
     step: int = 0
+    skipped: int = 0
     tokens: int = 0
     words: int = 0
     seconds: float = 0.0
     lengths: list[list[int]] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    done: list[str] = dataclasses.field(default_factory=list)
+    score: float = -1.0
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Counts one finished step by its figures; those named "..._sum" are summed."""
+        """Counts one finished step by its figures; those named "..._sum" are summed.
+
+        A step that was skipped has seen its text too, but its loss does not count.
+        """
         self.step += 1
+        self.done, self.score = [], -1.0
         self.tokens += round(metrics["weight"])
         self.words += round(metrics["words"])
+        if metrics.get("skipped"):
+            self.skipped += 1
+            return
         for name, value in metrics.items():
             if name.endswith("_sum") or name in ("weight", "bytes"):
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -49,8 +63,11 @@ class Progress:
     def take_means(self) -> dict[str, float]:
         """Means per counted token since the last call.
 
-        The loss is in nats; perplexity and bits per byte follow from it.
+        The loss is in nats; perplexity and bits per byte follow from it. Empty where
+        every step since then was skipped.
         """
+        if not self.sums:
+            return {}
         weight = max(self.sums.pop("weight"), 1.0)
         num_bytes = max(self.sums.pop("bytes"), 1.0)
         nats = self.sums["loss_sum"]

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lmjax.core.types import PyTree
 from lmjax.parallel import rules
+from lmjax.train.guard import Guard
 
 
 @jax.tree_util.register_dataclass
@@ -23,12 +24,14 @@ class TrainState:
       params: parameters, float32.
       opt_state: state of the optax optimizer.
       ema: moving average of the parameters; an empty dict when it is off.
+      guard: what the guard remembers, see `guard.Memory`.
     """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
     ema: PyTree
+    guard: PyTree = dataclasses.field(default_factory=dict)
 
     @property
     def evaluation_params(self) -> PyTree:
@@ -46,6 +49,7 @@ class StateMaker:
       optimizer: the optax optimizer.
       use_ema: whether the state carries an average.
       mesh: where the arrays live.
+      guard: which updates are left out.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -53,6 +57,7 @@ class StateMaker:
     optimizer: optax.GradientTransformation
     use_ema: bool
     mesh: Mesh
+    guard: Guard = dataclasses.field(default_factory=Guard)
 
     def _fresh(self, key: jax.Array) -> TrainState:
         params = self.init(key)
@@ -61,6 +66,7 @@ class StateMaker:
             params=params,
             opt_state=self.optimizer.init(params),
             ema=jax.tree.map(jnp.copy, params) if self.use_ema else {},
+            guard=self.guard.start(),
         )
 
     def abstract(self) -> TrainState:
@@ -78,6 +84,7 @@ class StateMaker:
                 self.optimizer, shapes.opt_state, params, self.mesh
             ),
             ema=params if self.use_ema else {},
+            guard=jax.tree.map(lambda _: rules.replicated(self.mesh), shapes.guard),
         )
         return jax.tree.map(_with_sharding, shapes, shardings)
 

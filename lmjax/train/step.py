@@ -1,7 +1,7 @@
 """The one training step, whatever the objective."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ from lmjax.data.batch import Batch
 from lmjax.objectives.base import Loss, Objective
 from lmjax.optim.ema import update_ema
 from lmjax.parallel import rules
+from lmjax.train import guard as guards
+from lmjax.train.guard import Guard, Metrics
 from lmjax.train.state import TrainState
-
-Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class TrainStep:
       use_dropout: whether the model gets a dropout key.
       seed: seed of the run.
       total_steps: length of the run, for objectives that change in its course.
+      names: logical dimension names of each parameter.
+      guard: which updates are left out.
     """
 
     bind: Callable[[PyTree], LanguageModel]
@@ -45,6 +47,8 @@ class TrainStep:
     use_dropout: bool
     seed: int
     total_steps: int
+    names: PyTree = dataclasses.field(hash=False)  # a dict, and jit hashes the step
+    guard: Guard = dataclasses.field(default_factory=Guard)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         progress = jnp.minimum(state.step / self.total_steps, 1.0)
@@ -53,26 +57,43 @@ class TrainStep:
         dropout_key = None
         if self.use_dropout:
             dropout_key = rng.stream(self.seed, "dropout", state.step)
-        loss, gradients = self._accumulate(state.params, batch, draws, dropout_key)
+        factor = self._loss_factor(state, batch)
+        loss, gradients = self._accumulate(
+            state.params, batch, draws, dropout_key, factor
+        )
         weight = jnp.maximum(loss.weight, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / weight, gradients)
+        norm = optax.tree.norm(gradients)
+        good, memory, judged = self.guard.judge(
+            state.guard, loss.total, loss.weight, norm
+        )
         updates, opt_state = self.optimizer.update(
             gradients, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
+        params, opt_state = guards.keep_good(
+            good, (params, opt_state), (state.params, state.opt_state)
+        )
         ema = state.ema
         if self.ema_decay:
-            ema = update_ema(ema, params, state.step, self.ema_decay)
+            average = update_ema(ema, params, state.step, self.ema_decay)
+            ema = guards.keep_good(good, average, ema)
         metrics = {
             "loss_sum": loss.total,
             "weight": loss.weight,
             "words": jnp.sum(batch.words),
             "bytes": jnp.sum(batch.bytes),
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": norm,
             "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
             **{f"{name}_sum": value for name, value in loss.metrics.items()},
+            **judged,
+            **guards.find_culprits(gradients, state.params, self.names),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, memory), metrics
+
+    def explain(self, metrics: Mapping[str, Any]) -> str:
+        """Why the update of a step with these metrics was left out, in one sentence."""
+        return guards.explain(metrics, self.names, num_losses=self.guard.spike_window)
 
     def compile(self, state: TrainState, batch: Batch, mesh: Mesh) -> Any:
         """The executable for states and batches of these shapes and shardings.
@@ -91,18 +112,43 @@ class TrainStep:
         )
         return step.lower(state, batch).compile()
 
+    def _loss_factor(self, state: TrainState, batch: Batch) -> jax.Array | None:
+        """What the summed loss is multiplied by for its gradients in float16.
+
+        The scale is one of the mean loss, as elsewhere. The weight of a microbatch says
+        nothing of the whole batch, so its size stands in: a power of two, by which
+        nothing is rounded.
+        """
+        if not self.guard.scales_loss:
+            return None
+        return state.guard.scale / 2.0 ** (batch.tokens.size.bit_length() - 1)
+
     def _accumulate(
-        self, params: PyTree, batch: Batch, draws: Any, dropout_key: jax.Array | None
+        self,
+        params: PyTree,
+        batch: Batch,
+        draws: Any,
+        dropout_key: jax.Array | None,
+        factor: jax.Array | None,
     ) -> tuple[Loss, PyTree]:
-        """Loss sums and gradients of the summed loss, over all microbatches."""
+        """Loss sums and gradients of the summed loss, over all microbatches.
+
+        The backward pass is that of the loss times `factor`, which is taken out of the
+        gradients again once they are float32.
+        """
 
         def total(
             params: PyTree, batch: Batch, draws: Any, key: jax.Array | None
         ) -> tuple[jax.Array, Loss]:
             loss = self.objective.loss(self.bind(params), batch, draws, key)
-            return loss.total, loss
+            return loss.total if factor is None else loss.total * factor, loss
 
-        gradient = jax.grad(total, has_aux=True)
+        def gradient(*arguments: Any) -> tuple[PyTree, Loss]:
+            gradients, loss = jax.grad(total, has_aux=True)(*arguments)
+            if factor is not None:
+                gradients = jax.tree.map(lambda leaf: leaf / factor, gradients)
+            return gradients, loss
+
         count = self.num_microbatches
         if count == 1:
             gradients, loss = gradient(params, batch, draws, dropout_key)

@@ -7,25 +7,25 @@ id. It is there whole or not at all.
 import base64
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from lmjax.core import trees
+from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.types import PyTree
-from lmjax.train.checkpoints import full_disk_explained, require_space
-
-UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what is still being written
+from lmjax.train import integrity, storage
+from lmjax.train.writing import FolderWriter
 
 
 class WeightsWriter:
     """Writes folders of weights in the background, one after another."""
 
     def __init__(self) -> None:
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._folder = pathlib.Path()  # of the last write, for errors
+        self._writer = FolderWriter(
+            params=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
 
     def write(self, path: pathlib.Path, params: PyTree, meta: dict[str, Any]) -> None:
         """Starts writing a folder in the place of what may be there.
@@ -34,30 +34,25 @@ class WeightsWriter:
           meta: JSON values, but "tokenizer", which is bytes.
 
         Raises:
-          UserError: when there is no space for it, or for an earlier one.
+          UserError: when there is no space for it, or an earlier one failed.
         """
-        self._folder = path.parent
         encoded = base64.b64encode(meta["tokenizer"]).decode()
-        path = path.absolute()
-        with full_disk_explained(path.parent):
-            require_space(path.parent, params)
-            self._writer.save(
-                path,
-                args=ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(params),
-                    meta=ocp.args.JsonSave(meta | {"tokenizer": encoded}),
-                ),
-                force=True,
-            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer.write(
+            path,
+            params,
+            {
+                "params": ocp.args.PyTreeSave(params),
+                "meta": ocp.args.JsonSave(meta | {"tokenizer": encoded}),
+            },
+        )
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what the writer raised."""
-        with full_disk_explained(self._folder):
-            self._writer.wait_until_finished()
+        """Returns once everything is on disk and verified; raises what went wrong."""
+        self._writer.wait()
 
     def close(self) -> None:
         """Waits, then ends the writer's threads."""
-        self.wait()
         self._writer.close()
 
 
@@ -76,15 +71,22 @@ class SavedWeights:
 
     @staticmethod
     def is_at(path: pathlib.Path) -> bool:
-        """Whether a folder is one, and whole."""
-        whole = (path / "meta").is_dir() and (path / "params").is_dir()
-        return whole and UNFINISHED not in path.name
+        """Whether a folder is one, and was written to its end."""
+        has_parts = (path / "meta").is_dir() and (path / "params").is_dir()
+        return has_parts and storage.is_published(path)
 
     def meta(self) -> dict[str, Any]:
         """What was saved with the weights; the tokenizer as bytes."""
         # By its handler alone: a checkpointer has all processes wait for each other.
-        meta = ocp.JsonCheckpointHandler().restore((self.path / "meta").absolute())
-        return dict(meta) | {"tokenizer": base64.b64decode(meta["tokenizer"])}
+        try:
+            meta = ocp.JsonCheckpointHandler().restore((self.path / "meta").absolute())
+            return dict(meta) | {"tokenizer": base64.b64decode(meta["tokenizer"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                "the weights are damaged: what explains them cannot be read",
+                where=str(self.path / "meta"),
+                remedy="copy the folder again from where it came, or choose others",
+            ) from error
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by path name."""
@@ -101,16 +103,34 @@ class SavedWeights:
 
         Args:
           target: shapes, dtypes and shardings of all of them.
+
+        Raises:
+          UserError: a file is not what was written.
         """
+        integrity.require_whole(self.path)
         args = ocp.args.PyTreeRestore(
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
         )
-        composite = ocp.args.Composite(params=args)
-        reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-        return reader.restore(self.path.absolute(), args=composite)["params"]
+        handler = ocp.PyTreeCheckpointHandler()
+        return handler.restore((self.path / "params").absolute(), args=args)
 
 
-def sweep(folder: pathlib.Path) -> None:
-    """Deletes what killed processes left half-written."""
-    for path in folder.glob(f"*{UNFINISHED}*"):
-        shutil.rmtree(path)
+def check_shapes(
+    saved: dict[str, tuple[int, ...]], params: PyTree, *, where: str, remedy: str
+) -> None:
+    """Raises ConfigError where saved parameters are not those that are wanted."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    trees.map_named(lambda name, leaf: wanted.update({name: leaf.shape}), params)
+    wrong = [
+        f"{name} is {saved.get(name, 'absent')} there and "
+        f"{wanted.get(name, 'absent')} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ConfigError(
+            f"the checkpoint is of another model: {wrong[0]}{more}",
+            where=where,
+            remedy=remedy,
+        )

@@ -302,7 +302,8 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
         "generate.prompt_file",
         "generate.output",
     }
-    ruled = {"checkpoint.resume", *checks._DURATIONS, *checks._NOT_EMPTY}
+    ruled = {"checkpoint.resume", "parallel.coordinator"}
+    ruled |= {*checks._DURATIONS, *checks._NOT_EMPTY, *checks._CLOCK}
     for name, kind in fields.schema_types().items():
         if kind in (int, float):
             assert name in rules.RANGES
@@ -313,7 +314,7 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
 def test_every_rule_names_real_fields() -> None:
     known = set(fields.schema_types()) | {"objective"}
     named = {name for rule in (*rules.RULES, *METHOD_RULES) for name in rule.names}
-    tables = {*rules.RANGES, *checks._DURATIONS, *checks._NOT_EMPTY}
+    tables = {*rules.RANGES, *checks._DURATIONS, *checks._NOT_EMPTY, *checks._CLOCK}
     assert named | tables <= known
 
 
@@ -407,3 +408,54 @@ def test_an_autoregressive_model_has_one_way_to_write_and_to_be_scored() -> None
 def test_longer_texts_than_the_context_need_a_stride() -> None:
     assert "generate.stride" in _message(_with(generate__max_new_tokens=3000))
     checks.check(_with(generate__max_new_tokens=3000, generate__stride=512))
+
+
+@pytest.mark.parametrize("text", ["170", "3 steps", "5%", "ten days", "", "-1 hours"])
+def test_times_of_the_clock_are_numbers_and_units(text: str) -> None:
+    for field in checks._CLOCK:
+        section, name = field.split(".")
+        config = Config()
+        setattr(getattr(config, section), name, text)
+        with pytest.raises(ConfigError) as error:
+            checks.check(config)
+        assert field in str(error.value) and "170 minutes" in str(error.value)
+
+
+def test_only_what_can_be_switched_off_may_be_zero() -> None:
+    config = Config()
+    config.train.stop_after = config.train.watchdog = config.checkpoint.save_after = "0"
+    checks.check(config)
+    config.parallel.peer_timeout = "0"
+    with pytest.raises(ConfigError, match=r"parallel\.peer_timeout='0': must be above"):
+        checks.check(config)
+
+
+def test_the_best_checkpoints_need_figures_to_be_found_by() -> None:
+    config = Config()
+    config.checkpoint.keep_best, config.evaluate.every = 1, "0"
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_best=1: needs figures"):
+        checks.check(config)
+    config.evaluate.every = "5%"
+    checks.check(config)
+
+
+def test_processes_are_named_as_a_whole_or_found_by_themselves() -> None:
+    for address, count, index, right in (
+        ("", 0, -1, True),
+        ("auto", 0, -1, True),
+        ("host:1234", 2, 1, True),
+        ("host:1234", 2, 2, False),
+        ("host:1234", 0, -1, False),
+        ("host", 2, 0, False),
+        ("", 2, 0, False),
+        ("auto", 2, 0, False),
+    ):
+        config = Config()
+        section = config.parallel
+        section.coordinator, section.num_processes = address, count
+        section.process_index = index
+        if right:
+            checks.check(config)
+        else:
+            with pytest.raises(ConfigError, match=r"parallel\.coordinator"):
+                checks.check(config)

@@ -88,3 +88,24 @@ def test_a_share_needs_the_length_of_the_run() -> None:
 def test_units_are_those_that_parse_reads() -> None:
     for unit in durations.UNITS:
         assert parse(f"3 {unit}").unit == unit
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90 seconds", 90),
+        ("1 minute", 60),
+        ("170 minutes", 10_200),
+        ("2.5 Hours", 9000),
+        ("3days", 259_200),
+        ("0", 0),
+    ],
+)
+def test_times_of_the_clock_become_seconds(text: str, seconds: float) -> None:
+    assert durations.to_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 m", "1 steps", "x minutes", "-1 hours"])
+def test_what_is_no_time_of_the_clock_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="170 minutes"):
+        durations.to_seconds(text)

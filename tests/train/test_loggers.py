@@ -129,7 +129,7 @@ def test_a_resumed_run_tells_tensorboard_what_to_forget(tmp_path: Path) -> None:
         for event in _events(tmp_path / "tensorboard")
         if event.session_log.status == 1
     ]
-    assert starts == [4]
+    assert starts == [5], "what came after step 4"
 
 
 def test_away_from_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
@@ -215,3 +215,29 @@ def test_wandb_gets_what_metrics_gets(
     options = wandb.calls[0][1]
     assert (options["project"], options["id"]) == ("mine", "run-1")
     assert wandb.calls[2][1] == {"train/loss": 2.5, "step": 3}
+
+
+def test_what_is_done_again_after_a_resume_is_not_there_twice(tmp_path: Path) -> None:
+    """Figures of the step it goes on from stay as far as they are not made again."""
+    for done, splits in (
+        (("evaluate",), ["train", "valid"]),
+        ((), ["train"]),
+    ):
+        with _logger(tmp_path / str(len(done))) as logger:
+            for split in ("train", "valid", "final"):
+                logger.metrics(4, split, {"loss": 1.0})
+            logger.sample(4, "", "text")
+        with _logger(tmp_path / str(len(done)), start_step=4, done=done):
+            pass
+        lines = _lines(tmp_path / str(len(done)) / "metrics.jsonl")
+        assert [line["split"] for line in lines] == splits
+        assert not _lines(tmp_path / str(len(done)) / "samples.jsonl")
+
+
+def test_lines_that_are_no_records_are_dropped(tmp_path: Path) -> None:
+    lines = [b"[]", b"7", b'{"step": "x"}', b'{"step": null}', b"\xff\xfe", b"[" * 5000]
+    good = b'{"step": 1, "split": "train"}'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, good, b""]))
+    with _logger(tmp_path, start_step=2):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good + b"\n"

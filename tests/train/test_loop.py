@@ -9,7 +9,8 @@ import io
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,23 @@ def _state(step: int = 0) -> TrainState:
         params={"w": jnp.float32(total), "b": jnp.float32(-total)},
         opt_state={},
         ema={},
+        guard={"bad_in_a_row": jnp.int32(0)},
     )
 
 
 @jax.jit
 def _toy(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     number = jnp.mean(batch.tokens.astype(jnp.float32))
-    params = {"w": state.params["w"] + number, "b": state.params["b"] - number}
+    bad = number >= 90
+    change = jnp.where(bad, 0.0, number)
+    params = {"w": state.params["w"] + change, "b": state.params["b"] - change}
     tokens = jnp.sum(batch.weights)
-    return TrainState(state.step + 1, params, {}, {}), {
-        "loss_sum": tokens * jnp.where(number < 90, number, jnp.nan),
+    in_a_row = jnp.where(bad, state.guard["bad_in_a_row"] + 1, 0)
+    return TrainState(state.step + 1, params, {}, {}, {"bad_in_a_row": in_a_row}), {
+        "skipped": bad.astype(jnp.int32),
+        "bad_in_a_row": in_a_row,
+        "leaves": jnp.zeros(3, bool),  # read only where a step was skipped
+        "loss_sum": tokens * jnp.where(bad, jnp.nan, number),
         "weight": tokens,
         "words": jnp.sum(batch.words),
         "bytes": 2 * tokens,
@@ -64,6 +72,7 @@ class Figure:
 
     value: jax.Array
     told: Callable[[], None]
+    ndim: int = 0
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         self.told()
@@ -78,12 +87,16 @@ class Toy:
         self.mesh = build_mesh(ParallelConfig())
         self.numbers: Callable[[int], int] = lambda step: step
         self.before_step: Callable[[int], None] = lambda step: None
+        self.during: dict[str, Callable[[], None]] = {}
+        self.ended: list[str] = []
+        self.told = io.StringIO()
 
     def batches(self, start: int) -> Iterator[Batch]:
         step = start
         while True:
             step += 1
             self.calls.append(("fetch", step))
+            self.during.get(f"fetch {step}", lambda: None)()
             batch = synthetic(8, 4, token=self.numbers(step))
             yield dataclasses.replace(batch, words=np.ones((8, 4), np.int32))
 
@@ -106,11 +119,17 @@ class Toy:
         lengths = Intervals(**never | intervals)
         progress = progress or Progress()
 
+        stop = stop if stop is not None else StopSignal()
+
         def evaluate(state: TrainState, step: int) -> dict[str, float]:
+            with stop.interruptible("evaluating"):
+                self.during.get("evaluate", lambda: None)()
             self.calls.append(("evaluate", step, float(state.params["w"])))
             return {"nll_per_token": float(step)}
 
         def generate(state: TrainState, step: int) -> None:
+            with stop.interruptible("sampling"):
+                self.during.get("generate", lambda: None)()
             self.calls.append(("generate", step, float(state.params["w"])))
 
         def save(state: TrainState, progress: Progress) -> None:
@@ -123,13 +142,17 @@ class Toy:
             w, step = float(state.params["w"]), progress.step
             self.calls.append(("milestone", step, w, reached, progress.words))
 
+        def explain(metrics: Mapping[str, Any]) -> str:
+            return f"the loss is {float(metrics['gradient_norm']):g} too high"
+
         config = LogConfig(tensorboard=False)
         with RunLogger(
             self.workdir,
             config,
             total_steps=lengths.total,
             start_step=start,
-            stream=io.StringIO(),
+            done=progress.done if start else (),
+            stream=self.told,
         ) as logger:
             state, self.finished = loop.train(
                 state=_state(start),
@@ -143,11 +166,13 @@ class Toy:
                     generate=generate,
                     save=save,
                     milestone=milestone,
+                    explain=explain,
+                    ended=self.ended.append,
                 ),
                 logger=logger,
                 clock=Clock(lengths.total, flops_per_token=1.0, peak_flops=0.0),
                 steps_per_epoch=4.0,
-                stop=stop if stop is not None else StopSignal(),
+                stop=stop,
             )
         return state, progress
 
@@ -202,7 +227,8 @@ def test_intervals_count_from_the_first_step_and_leave_out_the_end(toy: Toy) -> 
     assert [c[1] for c in toy.calls if c[0] == "generate"] == [4]
     assert [c[1] for c in toy.calls if c[0] == "save"] == [2, 4, 6]
     toy.calls.clear()
-    toy.train(start=4, progress=Progress(step=4), total=8, evaluate=2, save=4)
+    done = Progress(step=4, done=["evaluate", "generate"])
+    toy.train(start=4, progress=done, total=8, evaluate=2, save=4)
     assert [c[:2] for c in toy.calls if c[0] in ("evaluate", "save")] == [
         ("evaluate", 6)
     ], "what was done at the step it goes on from is not done again"
@@ -259,14 +285,39 @@ def test_a_window_of_the_log_survives_a_save_in_its_middle(
         assert resumed.lines("train") == whole[1:]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(toy: Toy) -> None:
+def test_an_update_that_is_skipped_is_told_and_counts_no_loss(toy: Toy) -> None:
     toy.numbers = lambda step: 99 if step == 3 else step
+    state, progress = toy.train(log=3)
+    assert float(state.params["w"]) == 21 - 3
+    assert (progress.step, progress.skipped) == (6, 1)
+    assert (progress.tokens, progress.words) == (6 * 32, 6 * 32), "its text was seen"
+    assert "step 3 skipped (batch 2): the loss is 99 too high" in toy.told.getvalue()
+    first, second = toy.lines("train")
+    assert first["loss"] == 1.5, "of steps 1 and 2"
+    assert first["skipped_steps"] == second["skipped_steps"] == 1
+    assert second["loss"] == 5.0
+
+
+def test_a_line_whose_updates_were_all_skipped_has_no_loss(toy: Toy) -> None:
+    toy.numbers = lambda step: 99 if step < 3 else step
+    toy.train(total=3, log=2)
+    first, second = toy.lines("train")
+    assert "loss" not in first and second["loss"] == 3.0
+    assert "all updates skipped" in toy.told.getvalue()
+
+
+def test_too_many_bad_updates_in_a_row_end_the_run(toy: Toy) -> None:
+    """Two bad ones, a good one, and three: the third of these is one too many."""
+    toy.numbers = lambda step: 99 if step in (2, 3, 5, 6, 7) else step
     with pytest.raises(UserError) as error:
-        toy.train(total=9, save=1)
-    assert "the loss is nan at step 3" in str(error.value)
+        toy.train(total=9, save=1, max_bad_steps=3)
+    assert "3 updates in a row were skipped; at step 7 the loss is 99" in str(
+        error.value
+    )
+    assert "batches 4 to 6" in error.value.where
     assert "optim.learning_rate" in error.value.remedy
-    assert ("save", 2, 3.0) in toy.calls
-    assert max(toy.saved) == 2, "a state that is lost is not saved"
+    assert toy.saved and max(toy.saved) == 6
+    toy.train(total=7, max_bad_steps=4)
 
 
 def test_a_signal_ends_the_loop_after_the_step_that_runs(toy: Toy) -> None:
@@ -282,6 +333,78 @@ def test_a_signal_ends_the_loop_after_the_step_that_runs(toy: Toy) -> None:
     assert int(state.step) == progress.step == 3
     assert float(state.params["w"]) == 6.0
     assert progress.sums["loss_sum"] == 3 * 32, "the third step waits for its line"
+
+
+WORK = {"evaluate": "evaluate", "generate": "generate", "fetch 5": "wait for data"}
+
+
+@pytest.mark.parametrize("work", WORK, ids=WORK.get)
+def test_a_signal_interrupts_what_can_be_done_again(
+    toy: Toy, work: str, tmp_path: Path
+) -> None:
+    """And whoever goes on does it: the same figures and texts, none of them twice."""
+    intervals = dict(total=6, log=2, evaluate=4, generate=4)
+    whole = Toy(tmp_path / "whole")
+    whole.train(**intervals)
+    toy.during[work] = lambda: signal.raise_signal(signal.SIGTERM)
+    with StopSignal() as stop:
+        state, progress = toy.train(**intervals, stop=stop)
+    assert not toy.finished
+    assert int(state.step) == progress.step == 4, "the step under way was counted"
+    done = {"evaluate": [], "generate": ["evaluate"]}
+    assert progress.done == done.get(work, ["evaluate", "generate"])
+    toy.during.clear()
+    saved = Progress(**json.loads(json.dumps(progress.to_json())))
+    toy.train(start=4, progress=saved, **intervals)
+    assert toy.finished
+    for split in ("train", "valid"):
+        assert toy.lines(split) == whole.lines(split)
+    for name in ("evaluate", "generate"):
+        assert [c for c in toy.calls if c[0] == name] == [
+            c for c in whole.calls if c[0] == name
+        ]
+
+
+def test_a_run_that_is_stopped_before_it_evaluates_does_so_later(toy: Toy) -> None:
+    def interrupt(step: int) -> None:
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    toy.before_step = interrupt
+    with StopSignal() as stop:
+        _, progress = toy.train(evaluate=4, stop=stop)
+    assert (progress.step, progress.done) == (4, [])
+    assert not toy.lines("valid")
+    toy.train(start=4, progress=progress, evaluate=4)
+    assert [line["step"] for line in toy.lines("valid")] == [4]
+
+
+def test_time_that_passes_makes_a_save_due(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds pass whenever it looks; the clock that can be set back isn't asked."""
+    seconds = iter(range(0, 1000, 10))
+    clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(loop, "time", clock)
+    toy.train(total=9, save_after=25.0)
+    assert sorted(toy.saved) == [2, 5, 8], (
+        "looks: start, 0, 1, 2 | saved, 3, 4, 5 | ..."
+    )
+    toy.saved.clear()
+    toy.train(total=9)
+    assert not toy.saved
+
+
+def test_what_is_evaluated_is_saved_where_the_best_is_kept(toy: Toy) -> None:
+    toy.train(evaluate=2, save=3, save_evaluated=True)
+    assert sorted(toy.saved) == [2, 3, 4]
+    scores = {step: json.loads(saved)["score"] for step, saved in toy.saved.items()}
+    assert scores == {2: 2.0, 3: -1.0, 4: 4.0}
+
+
+def test_whatever_ends_is_told_to_the_watchdog(toy: Toy) -> None:
+    toy.train(total=3)
+    assert toy.ended == ["step 1", "step 2", "step 3"]
 
 
 def test_a_finished_run_is_left_as_it_is(toy: Toy) -> None:
