@@ -138,7 +138,7 @@ class _Start:
             )
             return
         hooks = self._hooks()
-        with memory_explained(self.config, self.system, self.run, self.prepared):
+        with _memory_explained(self.config, self.system, self.prepared, "training"):
             state, finished = self._loop(state, compiled, hooks)
         if finished:
             self._kept.finish(
@@ -164,7 +164,8 @@ class _Start:
     def _compile(self) -> Any:
         """The step's executable, and the plan that it allows, told to the logger."""
         step, logger = self.folder.start_step, self.logger
-        with memory_explained(self.config, self.system, self.run, self.prepared):
+        what = "compiling the training step"
+        with _memory_explained(self.config, self.system, self.prepared, what):
             compiled = _compile(self.config, self.system, self.run)
         lines = _plan(
             self.config, self.system, self.run, self.prepared, compiled, start_step=step
@@ -328,37 +329,51 @@ def _compile(config: Config, system: System, run: Run) -> Any:
 
 
 @contextlib.contextmanager
-def memory_explained(
-    config: Config, system: System, run: Run, prepared: Prepared
+def _memory_explained(
+    config: Config, system: System, prepared: Prepared, what: str
 ) -> Iterator[None]:
-    """Turns an error for want of memory into advice; every other one passes through."""
+    """Turns an error for want of memory into advice; every other one passes through.
+
+    Args:
+      what: is done meanwhile, such as "compiling the training step".
+    """
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise _less_memory(config, system, run, prepared, str(error)) from error
+        raise _less_memory(config, system, prepared, what) from error
 
 
 def _less_memory(
-    config: Config, system: System, run: Run, prepared: Prepared, told: str
+    config: Config, system: System, prepared: Prepared, what: str
 ) -> UserError:
     """What would fit the devices, by the compiler's own figures."""
 
-    def measure(microbatch_size: int, remat: Remat, length: int) -> int:
-        """Bytes per device of the step as it would be."""
-        changed = dataclasses.replace(
-            config,
-            train=dataclasses.replace(
-                config.train, microbatch_size=microbatch_size, remat=remat
-            ),
-            data=dataclasses.replace(config.data, sequence_length=length),
+    def measure(remat: Remat, microbatch_size: int) -> int:
+        train = dataclasses.replace(
+            config.train, microbatch_size=microbatch_size, remat=remat
         )
+        changed = dataclasses.replace(config, train=train)
         system = experiment.build_system(changed, prepared.tokenizer, prepared=prepared)
-        smaller = training_run.build_run(changed, system, prepared)
-        return memory.program_bytes(_compile(changed, system, smaller))
+        run = training_run.build_run(changed, system, prepared)
+        return memory.program_bytes(_compile(changed, system, run))
 
-    return memory.advice(told, measure)
+    device = system.mesh.devices.flat[0]
+    return memory.advice(
+        what,
+        functools.partial(measure, config.train.remat),
+        batch_size=config.train.batch_size,
+        microbatch_size=config.train.microbatch_size,
+        limit_bytes=memory.device_bytes(device),
+        multiple=system.mesh.shape["data"] * system.mesh.shape["fsdp"],
+        others={
+            f"--config.train.remat={remat.value}": functools.partial(measure, remat)
+            for remat in (Remat.DOTS, Remat.FULL)
+            if config.train.remat not in (remat, Remat.FULL)
+        },
+        where=f"{device.device_kind}, {system.mesh.size} of them",
+    )
 
 
 def _peak(system: System) -> float:

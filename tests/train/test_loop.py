@@ -382,7 +382,7 @@ def test_a_run_that_is_stopped_before_it_evaluates_does_so_later(toy: Toy) -> No
 def test_time_that_passes_makes_a_save_due(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten seconds pass whenever it looks; the clock that can be set back isn't asked."""
+    """Ten seconds pass whenever it looks; a clock that can be set back isn't asked."""
     seconds = iter(range(0, 1000, 10))
     clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
     monkeypatch.setattr(loop, "time", clock)
