@@ -184,12 +184,12 @@ def finished(
 
 
 def _interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Ctrl-C while the batch of step `number` is fetched."""
+    """Ctrl-C while the batch after step `number` is waited for."""
     batches = training_run.train_batches
 
     def interrupted(*arguments: Any) -> Iterator[Batch]:
         for index, batch in enumerate(batches(*arguments), start=1):
-            if index == number:
+            if index == number + 1:
                 signal.raise_signal(signal.SIGINT)
             yield batch
 

@@ -272,7 +272,7 @@ def test_a_run_that_began_at_a_step_goes_on_from_its_end(
     again = load.load_config(str(run / "config.json"))
     assert again.checkpoint.resume == "latest"
     with RunFolder.read(run, again) as folder:
-        assert folder.counts().step == 9 and folder.label == "main"
+        assert folder.counts().step == 8 and folder.label == "main"
     again.checkpoint.resume = "5"
     with RunFolder.read(run, again) as folder:
         assert folder.label == "step_5"

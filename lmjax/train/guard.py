@@ -150,9 +150,9 @@ def carried_over(saved: Mapping[str, Any], wanted: Memory | dict) -> Memory | di
       saved: arrays by name; {} of a run that had no guard.
       wanted: shapes, dtypes and shardings, see `StateMaker.abstract`.
     """
-    found = {
-        name: value for name, value in saved.items() if not isinstance(value, dict)
-    }
+    if isinstance(wanted, dict):
+        return {}
+    found = {name: leaf for name, leaf in saved.items() if not isinstance(leaf, dict)}
     if "losses" in found and not isinstance(wanted.losses, dict):
         window = wanted.losses.shape[0]
         losses = np.concatenate([np.zeros(window), np.asarray(found["losses"])])

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from lmjax.core import durations
+from lmjax.core import durations, json_text
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.core.files import replacing
 from lmjax.core.types import PyTree
@@ -183,6 +183,26 @@ def write_ledger(folder: pathlib.Path) -> None:
 
 
 def read_ledger(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Its entries, in order of words; none where there is no ledger."""
+    """Its entries, in order of words; none where there is no ledger.
+
+    Raises:
+      UserError: the file is no ledger.
+    """
     file = folder / LEDGER
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        entries = json_text.parse(file.read_bytes())
+        names = [entry["name"] for entry in entries]
+        counts = [entry["words"] for entry in entries]
+        if not all(words_of(name) for name in names):
+            raise ValueError("a name is none of a milestone")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("words are no number")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"the ledger of the milestones can't be read: {error!r}",
+            where=str(file),
+            remedy="delete it: a run that goes on writes it again",
+        ) from error
+    return entries

@@ -71,13 +71,13 @@ class TrainStep:
             gradients, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        params, opt_state = guards.keep_good(
-            good, (params, opt_state), (state.params, state.opt_state)
-        )
         ema = state.ema
         if self.ema_decay:
-            average = update_ema(ema, params, state.step, self.ema_decay)
-            ema = guards.keep_good(good, average, ema)
+            ema = update_ema(ema, params, state.step, self.ema_decay)
+        before = (state.params, state.opt_state, state.ema)
+        params, opt_state, ema = guards.keep_good(
+            good, (params, opt_state, ema), before
+        )
         metrics = {
             "loss_sum": loss.total,
             "weight": loss.weight,

@@ -1,0 +1,247 @@
+"""A request to stop in each phase of a run: saved, told, and the same in the end.
+
+In process, with a signal raised in the middle of the phase; what the command line makes
+of it is shown in processes of its own.
+"""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.faults import content, differences
+from lmjax import experiment, modes, report, training_run
+from lmjax.config import serialize
+from lmjax.config.schema import (
+    AutoregressiveConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from lmjax.data.sample import corpus as sample_corpus
+from lmjax.evaluate.likelihood import Scorer
+from lmjax.modes import training
+from lmjax.run_folder import RunFolder
+from lmjax.sampling.prompts import Generator
+from lmjax.train.stopping import Stopped
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.train"
+    sample_corpus.write_corpus(path, seed=0, num_words=1500)
+    return path
+
+
+def _config(corpus: Path) -> Config:
+    return Config(
+        tokenizer=TokenizerConfig(vocab_size=300),
+        data=DataConfig(
+            train=(str(corpus),),
+            sequence_length=16,
+            valid_fraction=0.1,
+            cache_dir=str(corpus.parent / "cache"),
+            workers=1,
+        ),
+        model=ModelConfig(
+            num_layers=1, width=16, num_heads=2, mlp_width=16, max_length=32
+        ),
+        objective=AutoregressiveConfig(),
+        optim=OptimConfig(learning_rate=1e-2, ema_decay=0.9),
+        train=TrainConfig(budget=f"{STEPS} steps", batch_size=8, microbatch_size=8),
+        checkpoint=CheckpointConfig(every="3 steps", milestones=("200 words",)),
+        evaluate=EvaluateConfig(every="4 steps", batches=2),
+        generate=GenerateConfig(every="4 steps", max_new_tokens=4, num_samples=1),
+        log=LogConfig(every="1 steps", tensorboard=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    modes.train(_config(corpus), run)
+    return run
+
+
+def _signalled(holder: Any, name: str, number: int = 1) -> Callable[..., Any]:
+    """A function as it is, but a signal comes in the middle of its n-th call."""
+    original, calls = getattr(holder, name), iter(range(1, 1000))
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args, **options)
+
+    return signalled
+
+
+def _batches(number: int) -> Callable[..., Iterator[Any]]:
+    """Training batches; a signal comes while one is waited for."""
+    original = training_run.train_batches
+
+    def signalled(*arguments: Any) -> Iterator[Any]:
+        for index, batch in enumerate(original(*arguments), start=1):
+            if index == number:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    return signalled
+
+
+# What is patched, where the run stands then, and what log.txt says of it.
+PHASES = {
+    "preparing": (experiment, "prepare", 1, None),
+    "building the model": (experiment, "build_mesh", 1, None),
+    "compiling": (training, "_compile", 1, "before the first step"),
+    "evaluating": (Scorer, "evaluate", 1, "after step 4"),
+    "sampling": (Generator, "__call__", 1, "after step 4"),
+    "saving": (RunFolder, "save", 1, "after step 3"),
+    "the last samples": (Generator, "__call__", 2, "sampling; the run is trained"),
+    "the report": (report, "make", 1, "evaluating; the run is trained and saved"),
+}
+
+
+@pytest.mark.parametrize("phase", [*PHASES, "waiting for data"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    phase: str, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        told = "after step 5"
+        if phase == "waiting for data":
+            patch.setattr(training_run, "train_batches", _batches(6))
+        else:
+            holder, name, number, told = PHASES[phase]
+            patch.setattr(holder, name, _signalled(holder, name, number))
+        if told is None:
+            with pytest.raises(Stopped, match="SIGTERM while"):
+                modes.train(_config(corpus), run)
+        else:
+            modes.train(_config(corpus), run)
+            log = (run / "log.txt").read_text()
+            assert f"stopped by SIGTERM {'while ' * (';' in told)}{told}" in log
+            assert f"--workdir {run}" in log.splitlines()[-1]
+    assert not (run / "report.json").exists()
+    modes.train(_config(corpus), run)
+    assert differences(content(whole), content(run)) == []
+
+
+def test_a_deadline_saves_in_time(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """The deadline passes at once: nothing is interrupted that has to be finished."""
+    run = tmp_path / "run"
+    config = _config(corpus)
+    config.train.stop_after = "0.001 seconds"
+    with pytest.raises(Stopped, match=r"train\.stop_after=0\.001 seconds while prep"):
+        modes.train(config, run)
+    # It passes in the fifth step.
+    config.train.stop_after = "1000 seconds"
+    with pytest.MonkeyPatch.context() as patch:
+        original = training_run.train_batches
+
+        def late(*arguments: Any) -> Iterator[Any]:
+            for index, batch in enumerate(original(*arguments), start=1):
+                if index == 6:
+                    timers[-1].function(*timers[-1].args)
+                yield batch
+
+        timers: list[Any] = []
+        make = training.StopSignal
+
+        def remember(*arguments: Any) -> Any:
+            stop = make(*arguments)
+            timers.append(stop._deadline)
+            return stop
+
+        patch.setattr(training, "StopSignal", remember)
+        patch.setattr(training_run, "train_batches", late)
+        modes.train(config, run)
+    log = (run / "log.txt").read_text()
+    assert (
+        "stopped by train.stop_after=1000 seconds after step 5, which is saved" in log
+    )
+    modes.train(_config(corpus), run)
+    assert differences(content(whole), content(run)) == []
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, times = tmp_path / "run", iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    modes.train(_config(corpus), run)
+    assert differences(content(whole), content(run)) == []
+
+
+def _start(corpus: Path, run: Path, *flags: str) -> "subprocess.Popen[str]":
+    config = run.parent / f"{run.name}.json"
+    serialize.save(_config(corpus), config)
+    command = [sys.executable, "-m", "lmjax.main", "--config", str(config)]
+    return subprocess.Popen(
+        [*command, "--workdir", str(run), "--compilation_cache=", *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(Path.cwd())}
+
+
+def _wait_for(process: "subprocess.Popen[str]", told: str) -> str:
+    seen = io.StringIO()
+    for line in process.stderr:
+        seen.write(line)
+        if told in line:
+            return seen.getvalue()
+    raise AssertionError(seen.getvalue())
+
+
+def test_the_command_line_says_how_to_go_on_and_ends_well(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """SIGTERM in preparation and in training; a second signal ends at once with 130."""
+    run = tmp_path / "run"
+    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    process = _start(corpus, run, cache)
+    _wait_for(process, "Training a tokenizer")
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
+    assert "stopped by SIGTERM while preparing the corpus" in told
+    assert f"resume with: python -m lmjax.main --config {run}.json --workdir" in told
+
+    process = _start(corpus, run, cache, "--config.train.budget=100000 steps")
+    _wait_for(process, "step 5/")
+    process.send_signal(signal.SIGUSR1)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
+    assert "stopped by SIGUSR1 after step" in told and f"--workdir {run}" in told
+
+    process = _start(corpus, run, cache, "--config.train.budget=100000 steps")
+    _wait_for(process, "| loss ")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode in (0, 130), told
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] > 5
