@@ -1,8 +1,10 @@
 """What the composition root decides: ids, their rows, and what stands before a text."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lmjax import experiment
@@ -13,7 +15,9 @@ from lmjax.config.schema import (
     FirstInput,
     MaskedDiffusionConfig,
     Packing,
+    Precision,
 )
+from lmjax.core.errors import ConfigError
 from lmjax.data.tokenization.byte_tokenizer import ByteTokenizer
 
 IDS = ByteTokenizer()
@@ -85,3 +89,44 @@ def test_a_text_is_written_behind_the_first_input_of_its_model() -> None:
         )
         read.append(generator.opening)
     assert read == [(), ()]
+
+
+CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
+TPU = SimpleNamespace(platform="tpu", device_kind="TPU v4")
+V100, A100, B200 = (
+    SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+    for kind, capability in (("V100", "7.0"), ("A100", "8.0"), ("B200", "10.0"))
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "dtype"),
+    [
+        (CPU, Precision.AUTO, "float32"),
+        (V100, Precision.AUTO, "float16"),
+        (A100, Precision.AUTO, "bfloat16"),
+        (B200, Precision.AUTO, "bfloat16"),
+        (TPU, Precision.AUTO, "bfloat16"),
+        (CPU, Precision.FLOAT16, "float16"),
+        (A100, Precision.FLOAT16, "float16"),
+        (V100, Precision.FLOAT32, "float32"),
+        (CPU, Precision.BFLOAT16, "bfloat16"),
+    ],
+)
+def test_the_dtype_is_one_that_the_device_multiplies(
+    device: Any, precision: Precision, dtype: str
+) -> None:
+    assert experiment._compute_dtype(precision, device) == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "auto"),
+    [(TPU, Precision.FLOAT16, "bfloat16"), (V100, Precision.BFLOAT16, "float16")],
+)
+def test_a_dtype_that_it_does_not_multiply_is_refused(
+    device: Any, precision: Precision, auto: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        experiment._compute_dtype(precision, device)
+    assert f"does not multiply {precision.value}" in str(error.value)
+    assert auto in str(error.value)

@@ -11,7 +11,7 @@ joins segment 0 then, so that every query, of padding too, has at least itself t
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def library_attention(
         segments_BL = _with_padding(segments_BL, lengths_B)
         mask = _same_segment(segments_BL, segments_BL)
         lengths_B = None
-    return jax.nn.dot_product_attention(
+    return _dot_product_attention(
         q_BLNH,
         k_BSKH,
         v_BSKH,
@@ -113,7 +113,7 @@ def chunked_attention(
         if segments_BL is not None:
             mask = mask & _same_segment(segments_BL[:, start:end], segments_BL[:, :end])
         blocks.append(
-            jax.nn.dot_product_attention(
+            _dot_product_attention(
                 q_BLNH[:, start:end],
                 k_BSKH[:, :end],
                 v_BSKH[:, :end],
@@ -174,6 +174,34 @@ def splash_attention(
     axes = (0, 0, 0, None if segments is None else 0)
     attended = jax.vmap(kernel, in_axes=axes)(q, k, v, segments)
     return jnp.swapaxes(attended, 1, 2).astype(q_BLNH.dtype)
+
+
+def _dot_product_attention(
+    q_BLNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    implementation: str,
+    **keywords: Any,
+) -> jax.Array:
+    """`jax.nn.dot_product_attention`, on CPU in float16 too.
+
+    It asks for products of float16 that are summed in float32, which XLA has for all
+    GPUs and not for CPU.
+    """
+    attend = functools.partial(
+        jax.nn.dot_product_attention, implementation=implementation, **keywords
+    )
+    if q_BLNH.dtype != jnp.float16 or implementation != "xla":
+        return attend(q_BLNH, k_BSKH, v_BSKH)
+
+    def widened(*arrays: jax.Array) -> jax.Array:
+        y_BLNH = attend(*(array.astype(jnp.float32) for array in arrays))
+        return y_BLNH.astype(jnp.float16)
+
+    return jax.lax.platform_dependent(
+        q_BLNH, k_BSKH, v_BSKH, cpu=widened, default=attend
+    )
 
 
 def _with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Array:

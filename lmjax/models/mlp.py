@@ -56,7 +56,9 @@ class MLP(nnx.Module):
         x = x_BLD.reshape(-1, x_BLD.shape[-1])
         hidden = self.up(x)
         if self.gate is None:
-            hidden = nnx.gelu(hidden, approximate=True)
+            # Its cube leaves the range of float16, and then its gradient is NaN.
+            wide = jnp.float32 if hidden.dtype == jnp.float16 else hidden.dtype
+            hidden = nnx.gelu(hidden.astype(wide), approximate=True)
         else:
             hidden = nnx.silu(self.gate(x)) * hidden
         return self.down(hidden).reshape(x_BLD.shape)

@@ -26,6 +26,7 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         mask=decayed,
     )
-    if config.clip_norm == 0.0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    clip = optax.identity()  # its state is that of clipping: either may be resumed
+    if config.clip_norm:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, adamw)

@@ -75,6 +75,30 @@ def test_attention_agrees_with_a_float64_reference(
     np.testing.assert_allclose(output, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("attend", "causal"), [(library_attention, False), (chunked_attention, True)]
+)
+def test_attention_in_float16_is_near_the_exact_one(
+    attend: AttentionFunction, causal: bool
+) -> None:
+    """Also its gradients, whose products are of other types."""
+    q, k, v = (x.astype(np.float16) for x in _inputs(140, kv_heads=2))
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    def total(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        output = attend(*inputs, causal=causal)
+        return jnp.sum(jnp.sin(output.astype(jnp.float32))), output
+
+    gradients, output = jax.jit(total)(q, k, v)
+    assert output.dtype == jnp.float16
+    expected = _reference(q, k, v, causal, [140, 140])
+    np.testing.assert_allclose(output, expected, atol=2e-3)
+    exact, _ = jax.jit(total)(*(x.astype(np.float32) for x in (q, k, v)))
+    for found, wanted in zip(gradients, exact, strict=True):
+        assert found.dtype == jnp.float16
+        np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-3)
+
+
 # Three documents; one that fills no chunk, one that crosses chunks, and padding.
 SEGMENTS = np.array(
     [[1] * 100 + [2] * 150 + [3] * 50, [1] * 7 + [2] * 125 + [0] * 168], np.int32

@@ -113,6 +113,23 @@ def test_mlp_agrees_with_its_formula(kind: MLPKind, use_bias: bool) -> None:
     np.testing.assert_allclose(mlp(x), project(mlp.down, inner), atol=1e-6)
 
 
+def test_gelu_has_a_gradient_wherever_float16_has_numbers() -> None:
+    """Its cube leaves their range from 41 on, and the gradient's factors from 148."""
+    mlp = MLP(
+        MLPKind.GELU,
+        width=1,
+        mlp_width=1,
+        use_bias=False,
+        output_scale=1.0,
+        dtype=jnp.dtype("float16"),
+        rngs=nnx.Rngs(0),
+    )
+    mlp.up.kernel[...] = mlp.down.kernel[...] = jnp.ones((1, 1))
+    x = jnp.float16([[-3000.0], [-200.0], [50.0], [200.0], [3000.0]])
+    gradient = jax.grad(lambda x: jnp.sum(mlp(x).astype(jnp.float32)))(x)
+    np.testing.assert_array_equal(gradient[:, 0], [0.0, 0.0, 1.0, 1.0, 1.0])
+
+
 def test_linear_contracts_the_trailing_dimensions() -> None:
     layer = Linear(
         (2, 3),

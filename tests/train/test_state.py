@@ -1,11 +1,14 @@
 """The initial state is what was planned, and its average stands apart."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+
+from lmjax.train.checkpoints import Checkpoints
 
 
 def _leaf_facts(leaf: Any) -> tuple:
@@ -43,3 +46,19 @@ def test_the_average_starts_as_a_copy(make_training: Callable[..., Any]) -> None
         assert param.unsafe_buffer_pointer() != average.unsafe_buffer_pointer()
 
     jax.tree.map(check, state.params, state.ema)
+
+
+def test_the_guard_begins_anew_where_an_earlier_version_saved_none(
+    make_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    maker = make_training("autoregressive").maker
+    state = maker.make(jax.random.key(0))
+    parts: Any = {name: part for name, part in vars(state).items() if name != "guard"}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    about = dict(progress={}, config={}, tokenizer_model=b"", mask_id=2, corpus="")
+    checkpoints.save(parts, step=1, **about)
+    checkpoints.wait()
+    found = checkpoints.restore_state(1, maker.abstract())
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    assert jax.tree.map(_leaf_facts, found) == jax.tree.map(_leaf_facts, state)
