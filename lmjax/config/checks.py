@@ -8,7 +8,7 @@ of them is wrong.
 import enum
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import fields
@@ -86,6 +86,21 @@ def check(config: Config, *, num_devices: int = 1) -> None:
     problems += _check_rules(values, wrong)
     problems += _check_devices(values, wrong, num_devices)
     fields.raise_problems(problems)
+
+
+def problems_within(config: Config, sections: Sequence[str]) -> list[Problem]:
+    """What is wrong with these sections by themselves, such as a model from elsewhere.
+
+    Fields of others take no part, nor do the rules that name one of them.
+    """
+    values = {"objective": config.objective, **fields.values(config)}
+    others = {name for name in values if name.split(".")[0] not in sections}
+    problems = [each for each in _check_types(config) if each.field not in others]
+    wrong = others | {problem.field for problem in problems}
+    right = {name: value for name, value in values.items() if name not in wrong}
+    problems += _check_ranges(right)
+    wrong |= {problem.field for problem in problems}
+    return problems + list(_check_rules(values, wrong))
 
 
 def _check_types(config: Config) -> Iterator[Problem]:

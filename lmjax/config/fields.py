@@ -14,6 +14,10 @@ from typing import Any
 from lmjax.config.schema import Config
 from lmjax.core.errors import ConfigError
 
+_TOO_LARGE = 2**63  # for any count, here and in JAX
+# All that `ast.literal_eval` may raise.
+_NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -203,7 +207,7 @@ def _to_strings(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             literal = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except _NO_LITERAL:
             literal = None
         if isinstance(literal, tuple | list | str):
             value = literal
@@ -225,10 +229,10 @@ def _to_bool(value: Any) -> bool:
 
 def _to_int(value: Any) -> int:
     try:
-        if isinstance(value, str):
-            return int(value)
         if not isinstance(value, bool):
-            return operator.index(value)
+            number = int(value) if isinstance(value, str) else operator.index(value)
+            if abs(number) < _TOO_LARGE:
+                return number
     except (ValueError, TypeError):
         pass
     raise ValueError("must be a whole number")
@@ -238,7 +242,7 @@ def _to_float(value: Any) -> float:
     try:
         if isinstance(value, str | numbers.Real) and not isinstance(value, bool):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise ValueError("must be a number")
 

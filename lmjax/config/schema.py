@@ -316,7 +316,7 @@ class ParallelConfig:
     fsdp: int = 1  # devices that split batch and parameters
     tensor: int = 1  # devices that split heads, feed-forward and vocabulary
     coordinator: str = ""  # host:port of the first of several processes; "auto" asks
-    # the TPU, Slurm or MPI that started them; empty: one process, unless it is a TPU pod
+    # the TPU, Slurm or MPI that started them; empty: one process, unless on a TPU pod
     num_processes: int = 0  # in all; 0: what the environment says
     process_index: int = -1  # of this one, from 0; -1: what the environment says
     start_timeout: str = "5 minutes"  # that processes wait for each other at the start

@@ -1,7 +1,8 @@
 """Config <-> JSON, for run folder, checkpoint and export; differences of two configs.
 
 Enums are written by value and tuples as lists. The section `objective` says which kind
-it is: {"kind": "masked_diffusion", "schedule": "linear"}.
+it is: {"kind": "masked_diffusion", "schedule": "linear"}. Passwords and tokens are not
+written, see `secrets.redact`: who goes on with a config that held one gives it again.
 """
 
 import dataclasses
@@ -14,10 +15,14 @@ from typing import Any
 
 from lmjax.config import fields
 from lmjax.config.schema import Config
+from lmjax.core import json_text
 from lmjax.core.errors import ConfigError
 from lmjax.core.files import replacing
+from lmjax.core.secrets import redact
 
 KIND = "kind"  # key that names the class of a section with several
+# More are not told one by one, each with the nearest name.
+_MOST_FIELDS = 2 * len(fields.schema_types())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,11 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     """
     config = Config()
     flat = flatten(data)
+    if len(flat) > _MOST_FIELDS:
+        raise ConfigError(
+            f"a config has no {len(flat):,} fields, of which many are unknown",
+            remedy="give the config.json of a run folder",
+        )
     problems = []
     for section in dataclasses.fields(Config):
         classes = fields.section_classes(section.type)
@@ -76,15 +86,15 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     return config
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes) -> Config:
     """The config that `to_json` was given.
 
     Raises:
       ConfigError: when the text is not JSON, or as `from_dict` does.
     """
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json_text.parse(text)
+    except ValueError as error:
         raise ConfigError(f"this config is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"a config is a JSON object, not a {type(data).__name__}")
@@ -106,12 +116,18 @@ def load(path: str | os.PathLike[str]) -> Config:
       ConfigError: when there is no such file, or it doesn't hold a config.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(
             "there is no such config",
             where=str(path),
             remedy="give the config.json of a run folder",
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the config can't be read: {error.strerror or error}",
+            where=str(path),
+            remedy="check the file and its permissions",
         ) from error
     try:
         return from_json(text)
@@ -162,7 +178,7 @@ def _section_to_dict(section: Any) -> dict[str, Any]:
         elif isinstance(value, enum.Enum):
             data[field.name] = value.value
         elif isinstance(value, tuple):
-            data[field.name] = list(value)
+            data[field.name] = [redact(text) for text in value]
         else:
-            data[field.name] = value
+            data[field.name] = redact(value) if isinstance(value, str) else value
     return data

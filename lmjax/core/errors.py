@@ -1,5 +1,7 @@
 """Errors that a user can act on: what went wrong, where, and what to do."""
 
+from lmjax.core.secrets import redact
+
 _LONGEST = 8000  # characters of a message; beyond, its middle is left out
 
 
@@ -21,7 +23,7 @@ class UserError(ValueError):
             lines.append(f"  where: {where}")
         if remedy:
             lines.append(f"  to do: {remedy}")
-        super().__init__(_printable("\n".join(lines)))
+        super().__init__(_printable(redact("\n".join(lines))))
 
 
 class ConfigError(UserError):

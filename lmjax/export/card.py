@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lmjax.core.secrets import redact
 from lmjax.data.preparation.manifest import Prepared
 
 
@@ -109,7 +110,7 @@ def model_card(facts: CardFacts) -> str:
         *_section("## Checkpoints", _revisions(facts)),
         *_section("## Configuration", _configuration(facts)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return redact("\n\n".join(parts) + "\n")
 
 
 def _header(facts: CardFacts) -> str:

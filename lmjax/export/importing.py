@@ -7,8 +7,10 @@ from typing import Any
 
 from absl import logging
 
+from lmjax.config import checks
 from lmjax.config.schema import (
     AutoregressiveConfig,
+    Config,
     FirstInput,
     ModelConfig,
     TokenizerConfig,
@@ -27,6 +29,8 @@ from lmjax.models.transformer import Setting
 
 CONFIG = "config.json"
 OWN = "lmjax"  # key of config.json that only our exports have
+# Above these a config.json is wrong: shapes must fit into what JAX counts with.
+_WIDEST, _MOST_IDS = 2**20, 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,15 @@ def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> ImportedMo
     else:
         stock = _stock_class(config, where)
         table, model = stock.table, model_section(stock, config, where)
+    weights = WeightFiles(folder)
+    _check_model(model, objective, where)
+    if model.num_layers > len(weights.shapes):  # or building it would take for ever
+        raise UserError(
+            f"the weights are {len(weights.shapes):,} tensors, too few for "
+            f"{model.num_layers:,} layers",
+            where=where,
+            remedy="fetch the folder again: it is not whole",
+        )
     section = _tokenizer_config(folder, config) if tokenizer is None else None
     if tokenizer is None:
         tokenizer = load_tokenizer(section)
@@ -82,7 +95,7 @@ def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> ImportedMo
         model=model,
         objective=objective,
         tokenizer=section or TokenizerConfig(),
-        params=read_params(folder, table, shapes, num_ids=num_ids),
+        params=from_tensors(table, weights, shapes, num_ids=num_ids, where=str(folder)),
     )
 
 
@@ -137,19 +150,40 @@ def model_section(stock: StockClass, config: dict[str, Any], where: str) -> Mode
                 remedy="fetch the folder again: it is not whole",
             )
         fields[field] = value
-    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
-    for field, usual in (
-        ("num_kv_heads", fields["num_heads"]),
-        ("head_width", fields["width"] / fields["num_heads"]),
-    ):
-        if fields.get(field) in (None, usual):
-            fields[field] = 0
-    return ModelConfig(**fields)
+    for field in ("num_kv_heads", "head_width"):
+        fields[field] = fields.get(field) or 0  # which may be null
+    default_width = fields["mlp_width"] is None
+    model = ModelConfig(**fields | {"mlp_width": 1} if default_width else fields)
+    _check_model(model, AutoregressiveConfig(), where)
+    if default_width:
+        model.mlp_width = 4 * model.width
+    if model.num_kv_heads == model.num_heads:
+        model.num_kv_heads = 0
+    if model.head_width * model.num_heads == model.width:
+        model.head_width = 0
+    return model
+
+
+def _check_model(model: ModelConfig, objective: remote.Objective, where: str) -> None:
+    """Raises UserError for a model that nobody could build."""
+    config = Config(model=model, objective=objective)
+    problems = checks.problems_within(config, ("model", "objective"))
+    told = [str(problem) for problem in problems]
+    for name, value in dataclasses.asdict(model).items():
+        most = _MOST_IDS if name in ("vocab_size", "max_length") else _WIDEST
+        if type(value) is int and value > most:
+            told.append(f"model.{name}={value}: more than lmjax reads")
+    if told:
+        raise UserError(
+            f"lmjax has no such model: {'; '.join(told)}",
+            where=where,
+            remedy="fetch the folder again, or correct what stands there",
+        )
 
 
 def _stock_class(config: dict[str, Any], where: str) -> StockClass:
     kind = config.get("model_type")
-    if kind not in architectures.BY_MODEL_TYPE:
+    if not isinstance(kind, str) or kind not in architectures.BY_MODEL_TYPE:
         known = ", ".join(architectures.BY_MODEL_TYPE)
         raise UserError(
             f"lmjax has no models of the type {kind!r}",
@@ -170,14 +204,16 @@ def _differences(stock: StockClass, config: dict[str, Any]) -> Iterator[str]:
         yield f"rope_parameters.{key}={rope[key]!r}"
     if (kind := rope.get("rope_type", "default")) != "default":
         yield f"rope_parameters.rope_type={kind!r} (only default)"
-    others = set(config.get("layer_types") or ()) - {"full_attention"}
-    if others:
-        yield f"layer_types {', '.join(sorted(others))} (only full_attention)"
+    kinds = config.get("layer_types") or []
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if others := sorted({str(kind) for kind in kinds} - {"full_attention"}):
+        yield f"layer_types {', '.join(others)} (only full_attention)"
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """How transformers 5 writes what concerns rotation."""
-    return config.get("rope_parameters") or {}
+    rope = config.get("rope_parameters") or {}
+    return rope if isinstance(rope, dict) else {"rope_parameters": rope}
 
 
 def _tokenizer_config(folder: Path, config: dict[str, Any]) -> TokenizerConfig:
@@ -215,9 +251,16 @@ def _first_input(
     config: dict[str, Any], tokenizer: Tokenizer, folder: Path
 ) -> FirstInput:
     """What the model reads before a text: what our export says, or its BOS."""
-    own = config.get(OWN) or {}
-    if "first_input" in own:
-        return FirstInput(own["first_input"])
+    own = config.get(OWN)
+    if isinstance(own, dict) and "first_input" in own:
+        kinds = {kind.value: kind for kind in FirstInput}
+        if own["first_input"] not in list(kinds):
+            raise UserError(
+                f"{CONFIG} has the unknown first_input {own['first_input']!r}",
+                where=str(folder / CONFIG),
+                remedy=f"write one of {', '.join(kinds)}",
+            )
+        return kinds[own["first_input"]]
     bos = config.get("bos_token_id")
     if bos == tokenizer.special.bos:
         return FirstInput.BOS

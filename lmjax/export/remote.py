@@ -244,7 +244,7 @@ def _read(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
         raise UserError(f"config.json lacks {key}", where=where, remedy=remedy)
     try:
         return kind(config[key])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"config.json has {key}={config[key]!r}", where=where, remedy=remedy
         ) from error

@@ -1,6 +1,7 @@
 """Tensors in the safetensors files of a folder: one file, or several with an index."""
 
 import json
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ import ml_dtypes
 import numpy as np
 
 from lmjax.config.schema import ExportDtype
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 from lmjax.core.extras import require
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # of one file, but for a tensor that is larger
+# A name, and no path: what an index says must not lead out of its folder.
+_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5")  # of older versions
 
 _DTYPES = {
@@ -132,7 +136,15 @@ class WeightFiles:
                     where=str(index),
                     remedy=_FETCH,
                 )
-            return {name: str(file) for name, file in weight_map.items()}
+            for file in weight_map.values():
+                if not isinstance(file, str) or not _NAME.fullmatch(file):
+                    raise UserError(
+                        f"the index of the weights names {file!r}, which is no file of "
+                        "its folder",
+                        where=str(index),
+                        remedy=_FETCH,
+                    )
+            return weight_map
         if (folder / FILE).is_file():
             return {"": FILE}
         pickles = [path.name for kind in _PICKLES for path in folder.glob(kind)]
@@ -159,7 +171,7 @@ class WeightFiles:
                 where=str(self._folder),
                 remedy=_FETCH,
             ) from error
-        except self._library.SafetensorError as error:
+        except (self._library.SafetensorError, OSError) as error:
             raise UserError(
                 f"{path.name} is damaged: {error}",
                 where=str(self._folder),
@@ -177,8 +189,14 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json_text.parse(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path.name} can't be read: {error.strerror or error}",
+            where=str(path),
+            remedy="check the file and its permissions",
+        ) from error
+    except ValueError as error:
         raise UserError(
             f"{path.name} is not JSON: {error}", where=str(path), remedy=_FETCH
         ) from error

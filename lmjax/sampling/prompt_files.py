@@ -1,10 +1,10 @@
 """Prompts from a file or from standard input."""
 
-import json
 import pathlib
 import sys
 from collections.abc import Iterator
 
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 
 STANDARD_INPUT = "-"
@@ -68,7 +68,7 @@ def _lines(data: bytes, where: str) -> Iterator[tuple[int, str]]:
 
 def _is_record(line: str) -> bool:
     try:
-        record = json.loads(line)
+        record = json_text.parse(line)
     except ValueError:
         return False
     return isinstance(record, dict) and FIELD in record
@@ -76,7 +76,7 @@ def _is_record(line: str) -> bool:
 
 def _field(line: str, where: str) -> str:
     try:
-        record = json.loads(line)
+        record = json_text.parse(line)
     except ValueError as error:
         raise UserError(
             f"the line is no JSON: {error}",

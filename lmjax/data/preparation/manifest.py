@@ -9,6 +9,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 from lmjax.data.preparation.packing import RecordLayout
 from lmjax.data.preparation.shards import Counts, Shard, read_shard
@@ -129,7 +130,7 @@ def load_prepared(folder: Path) -> Prepared | None:
         return None
     try:
         text = file.read_bytes()
-        manifest = json.loads(text)
+        manifest = json_text.parse(text)
         if manifest["shaped_by"]["format"] != FORMAT_VERSION:
             return None
         model = (folder / TOKENIZER).read_bytes()
@@ -140,7 +141,7 @@ def load_prepared(folder: Path) -> Prepared | None:
             name: Split(
                 records=tuple(
                     Records(
-                        source=entry["source"],
+                        source=_names([entry["source"]])[0],
                         shards=tuple(read_shard(shard) for shard in entry["shards"]),
                     )
                     for entry in manifest["splits"][name]
@@ -153,18 +154,28 @@ def load_prepared(folder: Path) -> Prepared | None:
             sha256=hashlib.sha256(text).hexdigest(),
             tokenizer=tokenizer,
             layout=RecordLayout(**manifest["layout"]),
-            sources=tuple(manifest["sources"]),
+            sources=_names(manifest["sources"]),
             statistics=manifest["statistics"],
             **splits,
         )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise damaged(folder, f"{MANIFEST} can't be read: {error!r}") from error
+    for split in (prepared.train, prepared.valid):
+        for records in split.records:
+            if records.source not in prepared.sources:
+                raise damaged(folder, f"{MANIFEST} has no source {records.source!r}")
     for shard in shards(prepared):
         if problem := _looks_wrong(folder, shard):
             raise damaged(folder, problem)
     return prepared
+
+
+def _names(sources: Any) -> tuple[str, ...]:
+    if type(sources) is not list or not all(type(name) is str for name in sources):
+        raise TypeError(f"{sources!r} are no names of sources")
+    return tuple(sources)
 
 
 def shards(prepared: Prepared) -> Iterator[Shard]:

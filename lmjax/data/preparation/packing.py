@@ -16,6 +16,7 @@ from lmjax.data.tokenization.encoding import Encoded
 from lmjax.data.tokenization.tokenizers import SpecialIds
 
 _PADDING = -1  # in an index of tokens
+_LONGEST = 2**24  # tokens of a window that a file may ask for
 _BLOCK = 1024  # windows that stand in memory at once
 _BEST_FIT_BINS = 64  # windows that stay open while documents look for a place
 
@@ -199,6 +200,14 @@ class RecordLayout:
     length: int
     token_dtype: str
     count_dtype: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a layout may come from a file."""
+        if type(self.length) is not int or not 0 < self.length <= _LONGEST:
+            raise ValueError(f"{self.length!r} is no length of a window")
+        known = ("<u2", "<u4"), ("|u1", "<u2", "<u4")
+        if self.token_dtype not in known[0] or self.count_dtype not in known[1]:
+            raise ValueError(f"there is no layout of this kind: {self!r}")
 
     @property
     def size(self) -> int:

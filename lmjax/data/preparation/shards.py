@@ -11,12 +11,15 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 from lmjax.core.files import replacing
 from lmjax.data.preparation.cleaning import Cleaner
@@ -36,6 +39,9 @@ from lmjax.data.tokenization.tokenizers import Tokenizer, tokenizer_from_bytes
 # itself saves little of the space and makes writing six times as slow.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 NOTES = "notes"
+# A name, and no path: what a manifest says must not lead out of its folder.
+_SHARD_NAME = re.compile(r"\w[\w.-]*\.array_record", re.ASCII)
+_MOST = 2**62  # of anything that is counted
 _BATCH_CHARACTERS = 1_000_000  # encoded at once, which bounds memory
 
 
@@ -211,7 +217,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
 def finished_shard(folder: Path, name: str) -> Shard | None:
     """What the note beside a shard says, if both are there and agree on its size."""
     try:
-        shard = read_shard(json.loads(_note_file(folder, name).read_text("utf-8")))
+        shard = read_shard(json_text.parse(_note_file(folder, name).read_text("utf-8")))
         if (folder / shard.file).stat().st_size == shard.bytes:
             return shard
     except (OSError, ValueError, KeyError, TypeError):
@@ -219,9 +225,28 @@ def finished_shard(folder: Path, name: str) -> Shard | None:
     return None
 
 
-def read_shard(note: dict) -> Shard:
-    """A shard from JSON."""
-    return Shard(**{**note, "counts": Counts(**note["counts"])})
+def read_shard(note: dict[str, Any]) -> Shard:
+    """A shard from JSON.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is none, or its file is not in the folder.
+    """
+    shard = Shard(**{**note, "counts": read_counts(note["counts"])})
+    for value, kind in ((shard.file, str), (shard.bytes, int), (shard.sha256, str)):
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+    if not _SHARD_NAME.fullmatch(shard.file):
+        raise ValueError(f"{shard.file!r} is not the name of a shard")
+    return shard
+
+
+def read_counts(counts: dict[str, int]) -> Counts:
+    """Counts from JSON. Raises ValueError or TypeError if they are none."""
+    found = Counts(**counts)
+    for name, count in counts.items():
+        if type(count) is not int or not 0 <= count < _MOST:
+            raise ValueError(f"{name} is {count!r}, which is no count")
+    return found
 
 
 def notes(folder: Path) -> list[Path]:

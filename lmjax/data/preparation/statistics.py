@@ -116,6 +116,9 @@ def token_counts(prepared: Prepared) -> np.ndarray:
     for records in prepared.train.records:
         for shard in records.shards:
             tokens, context = _read_tokens(prepared.folder / shard.file, layout)
+            if tokens.max(initial=0) >= len(counts):
+                problem = f"the shard {shard.file} holds ids of another tokenizer"
+                raise damaged(prepared.folder, problem)
             counts += np.bincount(tokens.reshape(-1), minlength=len(counts))
             some = context > 0
             uncounted = np.arange(layout.length) < context[some, None]
@@ -164,7 +167,19 @@ _LENGTHS = ("least", "median", "mean", "p95", "most")
 
 
 def table(prepared: Prepared) -> str:
-    """A row per source and split, totals, and what was removed, for a terminal."""
+    """A row per source and split, totals, and what was removed, for a terminal.
+
+    Raises:
+      UserError: the manifest has other statistics than `gather` makes.
+    """
+    try:
+        return _table(prepared)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"the statistics in its manifest can't be read ({error!r})"
+        raise damaged(prepared.folder, problem) from error
+
+
+def _table(prepared: Prepared) -> str:
     lines = []
     for split in ("train", "valid"):
         figures = prepared.statistics[split]

@@ -17,6 +17,9 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 _BUFFER_BYTES = 256 * 1024
 # A byte of zstd may stand for 32 KiB: little is unpacked at a time.
 _ZSTD_INPUT_BYTES = 512
+# Text is packed to a tenth, or a thirtieth. What unpacks to so much, and to so many
+# times its size, was made to fill memory or a disk.
+_BOMB_BYTES, _BOMB_TIMES = 256_000_000, 250
 _GZIP = b"\x1f\x8b\x08"
 # A frame, or a skippable one, with which parallel compressors begin.
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
@@ -38,11 +41,13 @@ def open_bytes(path: Path) -> BinaryIO:
         raise unreadable(path, error) from error
     if kind == "gzip":
         source = _GzipSource(plain)
+        limit = max(_BOMB_BYTES, _BOMB_TIMES * file_size(path))
     elif kind == "zstd":
         source = _ZstdSource(plain)
+        limit = max(_BOMB_BYTES, _BOMB_TIMES * file_size(path))
     else:
-        source = plain
-    return io.BufferedReader(_Stream(path, source), _BUFFER_BYTES)
+        source, limit = plain, 0
+    return io.BufferedReader(_Stream(path, source, limit), _BUFFER_BYTES)
 
 
 def compression(path: Path) -> Literal["", "gzip", "zstd"]:
@@ -103,10 +108,20 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 
 class _Stream(io.RawIOBase):
-    """Reads from a source, whose errors it explains, and closes it."""
+    """Reads from a source, whose errors it explains, and closes it.
 
-    def __init__(self, path: Path, source: "BinaryIO | _GzipSource | _ZstdSource"):
+    Args:
+      limit: bytes that are read at most; 0 is no limit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: "BinaryIO | _GzipSource | _ZstdSource",
+        limit: int = 0,
+    ):
         self._path, self._source = path, source
+        self._limit, self._read = limit, 0
 
     def readable(self) -> bool:
         return True
@@ -122,6 +137,15 @@ class _Stream(io.RawIOBase):
             ) from error
         except OSError as error:
             raise unreadable(self._path, error) from error
+        self._read += len(data)
+        if self._limit and self._read > self._limit:
+            raise UserError(
+                f"The compressed file unpacks to more than {self._limit:,} bytes, "
+                f"{_BOMB_TIMES} times its size, as no text does.",
+                where=str(self._path),
+                remedy="look at it; if you trust it, unpack it and name what comes "
+                "out.",
+            )
         buffer[: len(data)] = data
         return len(data)
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import pickletools
 import re
-import struct
 import zipfile
 from pathlib import Path
 
@@ -30,7 +29,11 @@ from lmjax.data.reading.token_readers import (
     TokenTextReader,
     TorchReader,
 )
-from lmjax.data.reading.torch_archive import LEGACY_MAGIC, refuse_pickle
+from lmjax.data.reading.torch_archive import (
+    LEGACY_MAGIC,
+    ZIP_ERRORS,
+    refuse_pickle,
+)
 
 TOKEN_SUFFIXES = (".bin", ".ids", ".u16", ".u32")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -177,7 +180,7 @@ def _is_torch(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError):
+    except ZIP_ERRORS:
         return True  # whose reader says what is wrong
     if any(name.endswith("/data.pkl") for name in names):
         return True

@@ -273,7 +273,7 @@ def _documents(text: str, prompt: str | None, where: str) -> Iterator[Document]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A pyarrow.parquet.ParquetFile; what goes wrong with it is explained."""
-    invalid = _pyarrow("lib", path).ArrowInvalid
+    damage = _pyarrow("lib", path).ArrowException  # the base of all that it raises
     try:
         # Read ahead it would hold whole row groups in memory.
         with _pyarrow("parquet", path).ParquetFile(path, pre_buffer=False) as file:
@@ -282,7 +282,7 @@ def _opened(path: Path) -> Iterator[Any]:
         if error.errno is not None:
             raise unreadable(path, error) from error
         raise _damaged(path, error) from error
-    except invalid as error:
+    except damage as error:
         raise _damaged(path, error) from error
 
 

@@ -5,7 +5,6 @@ behind, and padding behind. EOS in the middle ends a document too.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lmjax.config.schema import TokenDtype
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 from lmjax.data.reading.documents import Document
 from lmjax.data.reading.files import (
@@ -334,7 +334,7 @@ def _sidecar_dtype(path: Path) -> tuple[Path, str]:
         if not sidecar.is_file():
             continue
         try:
-            content = json.loads(sidecar.read_bytes())
+            content = json_text.parse(sidecar.read_bytes())
         except OSError as error:
             raise unreadable(sidecar, error) from error
         except ValueError as error:

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,7 @@ _ID_DTYPES = ("i2", "i4", "i8", "u1", "i1", "u2", "u4")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -58,15 +59,15 @@ _PICKLE_ERRORS = (
     RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
-
-
-_ZIP_ERRORS = (
+ZIP_ERRORS = (  # what zipfile raises of a damaged archive
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
     EOFError,
     NotImplementedError,
+    UnicodeDecodeError,
 )
 
 
@@ -142,13 +143,21 @@ _ADMITTED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
     """Admits what a list of tensors needs.
+
+    The one that is written in Python: that in C makes room for as many memoised
+    objects as the file says it has, which may be more than any memory holds.
 
     Every opcode that could reach code (GLOBAL, STACK_GLOBAL, INST, EXT) asks
     `find_class`. What that answers is no class, so that none is instantiated, and
-    a tuple without `__dict__` or `__setstate__`, so that BUILD changes nothing.
+    a tuple without `__dict__` or `__setstate__`, and BUILD is refused.
     """
+
+    def load_build(self) -> None:
+        raise pickle.UnpicklingError("an object with a state of its own")
+
+    dispatch: ClassVar = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -254,7 +263,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise _untrusted(path, f"The file {error}.") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         what = f"The file is damaged or incomplete: {error}."
         raise _untrusted(path, what) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.core import json_text
 from lmjax.core.errors import UserError
 from lmjax.core.extras import require
 from lmjax.data.tokenization.vocabulary import (
@@ -23,6 +24,10 @@ from lmjax.data.tokenization.vocabulary import (
 
 _FILE = "tokenizer.json"
 _GPT2_FILES = ("vocab.json", "merges.txt")
+# Ids without a name are taken for reserved, up to a number that is no mistake.
+_MOST_HOLES = 100_000
+# What a tokenizer.json that is made otherwise than it must be leads to.
+_MALFORMED = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -31,22 +36,22 @@ class HuggingFaceTokenizer:
 
     def __init__(self, model: bytes, *, where: str = "tokenizer.path"):
         """Raises UserError if the bytes are no such file."""
+        self._where = where
         self.model_bytes = model
         self.identity = hashlib.sha256(model).hexdigest()
         with _Explained(where):
             content = _parse(model, where)
             library = tokenizers_library()
+            _check_ids(content["model"].get("vocab"))
             self._tokenizer = library.Tokenizer.from_str(json.dumps(content))
             # With names of special ids in it, text is still text.
             self._tokenizer.encode_special_tokens = True
             self._is_byte_level = "ByteLevel" in _steps(content.get("decoder"))
             self._vocabulary = self._read_vocabulary(content)
+            self.lossless = keeps_text(self._encode_one, self._vocabulary)
         self.vocab_size = self._vocabulary.size
         self.special = self._vocabulary.special
         self.piece_bytes = self._vocabulary.pieces
-        self.lossless = keeps_text(
-            lambda text: self._encode_batch([text])[0], self._vocabulary
-        )
         self.unpredictable = self._vocabulary.unpredictable(self.lossless)
 
     def __reduce__(self) -> tuple:
@@ -66,10 +71,11 @@ class HuggingFaceTokenizer:
             sizes = [len(self.piece_bytes[i]) for i in ids.tolist()]
             if sum(sizes) == len(text.encode()):
                 return ids, np.array(sizes, np.int64)
-        try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            raise not_unicode([text]) from None
+        with _Explained(self._where):
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            except (TypeError, UnicodeEncodeError):
+                raise not_unicode([text]) from None
         ids = self._vocabulary.spell_names(np.array(encoding.ids, np.int32), None)
         ends = np.array([end for _, end in encoding.offsets], np.int64)
         return self._vocabulary.align(text, ids, ends)
@@ -77,15 +83,20 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if self._is_byte_level:
             return self._vocabulary.bytes_of(ids).decode("utf-8", "replace")
-        return self._tokenizer.decode(self._vocabulary.without_special(ids))
+        with _Explained(self._where):
+            return self._tokenizer.decode(self._vocabulary.without_special(ids))
+
+    def _encode_one(self, text: str) -> np.ndarray:
+        return self._encode_batch([text])[0]
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        try:
-            encodings = self._tokenizer.encode_batch_fast(
-                list(texts), add_special_tokens=False
-            )
-        except (TypeError, UnicodeEncodeError):
-            raise not_unicode(texts) from None
+        with _Explained(self._where):  # a file may lack what a rare text needs
+            try:
+                encodings = self._tokenizer.encode_batch_fast(
+                    list(texts), add_special_tokens=False
+                )
+            except (TypeError, UnicodeEncodeError):
+                raise not_unicode(texts) from None
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def _read_vocabulary(self, content: dict[str, Any]) -> Vocabulary:
@@ -139,10 +150,10 @@ def build_gpt2(folder: str | Path, where: str) -> bytes:
       UserError: the files are not what their names say.
     """
     paths = [Path(folder).expanduser() / name for name in _GPT2_FILES]
-    for path in paths:
-        path.read_bytes()  # for an OSError that names the file
+    vocabulary, _ = (path.read_bytes() for path in paths)  # OSError names the file
     library = tokenizers_library()
     with _Explained(where):
+        _check_ids(json_text.parse(vocabulary))
         model = library.models.BPE.from_file(*map(str, paths))
         tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -194,7 +205,10 @@ def tokenizers_library() -> ModuleType:
 
 
 class _Explained:
-    """Explains errors of the library, which raises plain `Exception`, to users."""
+    """Explains what a file that is no good tokenizer leads to.
+
+    The library raises plain `Exception`, and where it panics, what is no Exception.
+    """
 
     def __init__(self, where: str):
         self._where = where
@@ -207,13 +221,16 @@ class _Explained:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is Exception:
+        if kind is None or issubclass(kind, UserError):
+            return
+        panics = kind.__name__ == "PanicException"
+        if kind is Exception or panics or issubclass(kind, _MALFORMED):
             raise _not_a_tokenizer(self._where, f": {error}") from error
 
 
 def _not_a_tokenizer(where: str, reason: str = "") -> UserError:
     return UserError(
-        f"The tokenizer is not one of Hugging Face{reason}.",
+        f"The tokenizer is not one of Hugging Face, or can not work{reason}.",
         where=where,
         remedy=f"give a {_FILE} written by the package tokenizers, or set "
         "tokenizer.kind to what the file is.",
@@ -223,12 +240,24 @@ def _not_a_tokenizer(where: str, reason: str = "") -> UserError:
 def _parse(model: bytes, where: str) -> dict[str, Any]:
     """The content of a tokenizer.json, less what would add to the ids of a text."""
     try:
-        content = json.loads(model)
+        content = json_text.parse(model)
     except ValueError:
         raise _not_a_tokenizer(where) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise _not_a_tokenizer(where)
     return content | {"truncation": None, "padding": None, "post_processor": None}
+
+
+def _check_ids(vocabulary: Any) -> None:
+    """Raises ValueError for ids that the library would make far too much room for.
+
+    Args:
+      vocabulary: ids by name; another kind of it numbers its pieces by their places.
+    """
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    for i in ids:
+        if type(i) is not int or not 0 <= i < _MOST_HOLES + 2 * len(ids):
+            raise ValueError(f"a vocabulary of {len(ids):,} names has the id {i!r}")
 
 
 def _find_roles(find: Any, model: dict[str, Any]) -> dict[str, int]:

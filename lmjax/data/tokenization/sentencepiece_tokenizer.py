@@ -28,7 +28,8 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            self._vocabulary = self._read_vocabulary()
+        except (RuntimeError, UnicodeDecodeError, LookupError):
             raise UserError(
                 "The tokenizer is not a SentencePiece model.",
                 where=where,
@@ -38,7 +39,6 @@ class SentencePieceTokenizer:
             ) from None
         self.model_bytes = model
         self.identity = hashlib.sha256(model).hexdigest()
-        self._vocabulary = self._read_vocabulary()
         self.vocab_size = self._vocabulary.size
         self.special = self._vocabulary.special
         self.piece_bytes = self._vocabulary.pieces

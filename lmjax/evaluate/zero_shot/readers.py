@@ -5,19 +5,26 @@ season, `Task.rule` says which one this is.
 """
 
 import dataclasses
-import json
+import gzip
+import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lmjax.config.fields import nearest
+from lmjax.core import json_text
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.evaluate.zero_shot.items import Item, Task, completions, sentences
 
 # Folders of BabyLM's evaluation data that may hold tasks, below the one of the config.
 PLACES = ("", "full_eval", "fast_eval", "evaluation_data/full_eval")
 PLACES += ("evaluation_data/fast_eval",)
+_MOST_BYTES = 200_000_000  # of an unpacked archive; BabyLM's hold a few million
+_UNPACKERS = {b"\xfd7zXZ\0": lzma.open, b"\x1f\x8b": gzip.open, b"": io.FileIO}
+_UNREADABLE = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)
 _PACKED = (".tar.xz", ".tar.gz", ".tar")
 _GLOBAL_PIQA = ("global_piqa_parallel", "global_piqa_nonparallel")
 _COMPS = {
@@ -274,34 +281,75 @@ def _read_task(kind: _Kind, path: Path) -> Task:
 
 def _files(path: Path) -> Iterator[tuple[str, list[bytes]]]:
     """Name and lines of every JSON Lines file, in order of their names."""
-    if path.is_dir():
-        for file in sorted(path.glob("*.jsonl")):
-            yield str(file), file.read_bytes().splitlines()
-    elif path.name.endswith(_PACKED):
-        try:
-            with tarfile.open(path) as archive:
-                members = {
-                    member.name: member
-                    for member in archive.getmembers()
-                    if member.isfile() and member.name.endswith(".jsonl")
-                }
-                for name in sorted(members):
-                    content = archive.extractfile(members[name])
-                    assert content is not None, "a file has content"
-                    yield f"{path}/{name}", content.read().splitlines()
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(
-                f"An archive can't be read: {error}",
-                where=str(path),
-                remedy="get it again, or unpack it.",
-            ) from error
-    else:
-        yield str(path), path.read_bytes().splitlines()
+    try:
+        if path.is_dir():
+            for file in sorted(path.glob("*.jsonl")):
+                yield str(file), file.read_bytes().splitlines()
+        elif path.name.endswith(_PACKED):
+            contents = _unpack(path)
+            for name in sorted(contents):
+                yield f"{path}/{name}", contents[name].splitlines()
+        else:
+            yield str(path), path.read_bytes().splitlines()
+    except _UNREADABLE as error:
+        kind = "An archive" if path.name.endswith(_PACKED) else "A file"
+        raise UserError(
+            f"{kind} can't be read: {error}",
+            where=str(path),
+            remedy="get it again, or unpack it.",
+        ) from error
+
+
+def _unpack(path: Path) -> dict[str, bytes]:
+    """The JSON Lines files of an archive by their names; nothing is written anywhere.
+
+    Raises:
+      UserError: it holds more than items are, packed or with holes.
+      One of _UNREADABLE: it is damaged.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+    unpack = next((f for magic, f in _UNPACKERS.items() if start.startswith(magic)))
+    found, size = {}, 0
+    with (
+        unpack(path) as file,
+        tarfile.open(fileobj=_Bounded(file, path), mode="r|") as archive,
+    ):
+        for member in archive:
+            size += member.size
+            if not 0 <= member.size <= size <= _MOST_BYTES:
+                raise _too_large(path)
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None and member.name.endswith(".jsonl"):
+                found[member.name] = content.read()
+    return found
+
+
+class _Bounded:
+    """Reads from a file, and not for ever."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path, self._left = file, path, 2 * _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _too_large(self._path)
+        return data
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        f"An archive holds more than {_MOST_BYTES:,} bytes.",
+        where=str(path),
+        remedy="look at it; if you trust it, unpack it and name the folder.",
+    )
 
 
 def _parse(line: bytes, stem: str, where: str) -> _Row:
     try:
-        fields = json.loads(line)
+        fields = json_text.parse(line)
     except ValueError as error:  # of JSON, or of UTF-8
         raise UserError(
             f"A line is not JSON: {error}",
