@@ -40,6 +40,7 @@ from tests.parallel.peer_processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
+QUIET = {"generate.every": "0 steps"}  # for runs whose texts nobody reads
 LIMIT = 200.0  # seconds that a run may take on a busy machine
 
 
@@ -152,7 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         checkpoint=CheckpointConfig(every="15 steps"),
         evaluate=EvaluateConfig(every="20 steps", batches=1, draws=1),
         generate=GenerateConfig(
-            every="30 steps", prompts=("the dog",), max_new_tokens=4, steps=2
+            every="30 steps", prompts=("the dog",), num_samples=1, max_new_tokens=4
         ),
         log=LogConfig(every="1 steps", tensorboard=False),
     )
@@ -219,7 +220,7 @@ def _assert_close(workdir: Path, expected: Path) -> None:
 def test_two_processes_train_as_one(
     whole: Processes, start: Callable[..., Processes]
 ) -> None:
-    _assert_close(start("one", 1).finish_well(), whole.workdir)
+    _assert_close(start("one", 1, **QUIET).finish_well(), whole.workdir)
 
 
 def test_only_the_first_of_two_writes_and_both_say_who_they_are(
@@ -232,6 +233,8 @@ def test_only_the_first_of_two_writes_and_both_say_who_they_are(
         assert "2 of 4 devices are of this one" in said
     for sign in ("run folder  ", f"step {STEPS}/{STEPS} ", "nll/token"):
         assert [text.count(sign) for text in (first, second, log)] == [1, 0, 1]
+    samples = (whole.workdir / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [30, STEPS]
     steps = [line["step"] for line in _lines(whole.workdir, "train")]
     assert steps == list(range(1, STEPS + 1))
     assert (whole.workdir / "report.json").exists()
@@ -240,14 +243,14 @@ def test_only_the_first_of_two_writes_and_both_say_who_they_are(
 def test_a_signal_to_one_stops_both_and_they_go_on_to_the_same_bits(
     whole: Processes, start: Callable[..., Processes]
 ) -> None:
-    stopped = start("stopped", 2)
+    stopped = start("stopped", 2, **QUIET)
     stopped.await_step(1)
     stopped.signal(1, signal.SIGTERM)
     workdir = stopped.finish_well()
     steps = [line["step"] for line in _lines(workdir, "train")]
     assert steps[-1] < STEPS
     assert f"after step {steps[-1]}, which is saved" in stopped.said[0].read_text()
-    start("stopped", 2).finish_well()
+    start("stopped", 2, **QUIET).finish_well()
     assert _lines(workdir, "train") == _lines(whole.workdir, "train")
     assert _lines(workdir, "valid") == _lines(whole.workdir, "valid")
     _assert_same_state(workdir, whole.workdir)
@@ -256,14 +259,14 @@ def test_a_signal_to_one_stops_both_and_they_go_on_to_the_same_bits(
 def test_a_process_that_is_killed_ends_the_other_and_one_can_go_on_alone(
     whole: Processes, start: Callable[..., Processes]
 ) -> None:
-    killed = start("killed", 2)
+    killed = start("killed", 2, **QUIET)
     killed.await_step(16)  # one checkpoint stands, or is being written
     killed.signal(1, signal.SIGKILL)
     assert killed.finish() == [PEER_LOST_STATUS, -signal.SIGKILL]
     said = killed.said[0].read_text()
     assert "lmjax: process 1 (host " in said
     assert "start all processes again, this one with: python -m lmjax.main" in said
-    _assert_close(start("killed", 1).finish_well(), whole.workdir)
+    _assert_close(start("killed", 1, **QUIET).finish_well(), whole.workdir)
 
 
 def test_a_process_that_waits_alone_ends_in_time(

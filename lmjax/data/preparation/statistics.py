@@ -174,7 +174,13 @@ def table(prepared: Prepared) -> str:
     """
     try:
         return _table(prepared)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         problem = f"the statistics in its manifest can't be read ({error!r})"
         raise damaged(prepared.folder, problem) from error
 

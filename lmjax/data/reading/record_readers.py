@@ -282,7 +282,7 @@ def _opened(path: Path) -> Iterator[Any]:
         if error.errno is not None:
             raise unreadable(path, error) from error
         raise _damaged(path, error) from error
-    except damage as error:
+    except (damage, UnicodeDecodeError) as error:  # the latter of a column's name
         raise _damaged(path, error) from error
 
 

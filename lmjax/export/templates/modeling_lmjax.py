@@ -5,6 +5,7 @@ their dimensions: B batch, L length, S keys, D width, N query heads, K kv heads,
 width, V vocabulary, E condition width.
 """
 
+import dataclasses
 import math
 import types
 
@@ -20,6 +21,9 @@ from transformers.modeling_outputs import (
     MaskedLMOutput,
 )
 
+# How transformers calls the cache in outputs: from 5.24 on by its name alone.
+_FIELDS = {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
+CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
 MAX_SIGMA = 20.0  # stands for the infinite noise of a row that is all masks
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
 MAX_PERIOD = 10_000.0
@@ -29,7 +33,7 @@ class LmjaxConfig(PretrainedConfig):
     """Sizes and choices of a model; DEFAULTS says which there are."""
 
     model_type = "lmjax"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
     DEFAULTS = types.MappingProxyType(
         {
             "vocab_size": 32,
@@ -298,6 +302,7 @@ class LmjaxModel(LmjaxPreTrainedModel):
         token_type_ids=None,
         position_ids=None,
         past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         use_cache=None,
         output_attentions=None,
@@ -312,6 +317,8 @@ class LmjaxModel(LmjaxPreTrainedModel):
           attention_mask: [B, S], [B, L, S] or [B, 1, L, S]; padding may stand on either
             side.
           token_type_ids: ignored.
+          cache: keys and values of what came before; `past_key_values` until
+            transformers 5.23.
           sigma: noise level of each row, float [B]. A model that is conditioned on it
             and is given none takes that of the share of masks in the row.
         """
@@ -320,7 +327,8 @@ class LmjaxModel(LmjaxPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         x_BLD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         wants_cache = config.use_cache if use_cache is None else use_cache
-        cache = past_key_values if config.causal else None
+        cache = past_key_values if cache is None else cache
+        cache = cache if config.causal else None
         training = self.gradient_checkpointing and self.training
         if config.causal and cache is None and wants_cache and not training:
             cache = DynamicCache()
@@ -362,7 +370,7 @@ class LmjaxModel(LmjaxPreTrainedModel):
             output_hidden_states = config.output_hidden_states
         output = BaseModelOutputWithPast(
             last_hidden_state=x_BLD,
-            past_key_values=cache if wants_cache else None,
+            **{CACHE: cache if wants_cache else None},
             hidden_states=all_hidden if output_hidden_states else None,
             attentions=all_weights if output_attentions else None,
         )
@@ -733,6 +741,7 @@ class LmjaxForCausalLM(LmjaxPreTrainedModel, GenerationMixin):
         attention_mask=None,
         position_ids=None,
         past_key_values=None,
+        cache=None,
         labels=None,
         logits_to_keep=0,
         **kwargs,
@@ -743,7 +752,7 @@ class LmjaxForCausalLM(LmjaxPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             return_dict=True,
             **kwargs,
         )
@@ -757,7 +766,7 @@ class LmjaxForCausalLM(LmjaxPreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=hidden.past_key_values,
+            **{CACHE: getattr(hidden, CACHE)},
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
