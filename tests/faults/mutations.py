@@ -8,6 +8,7 @@ check: JSON that is still JSON, zip archives with a true directory, packed text.
 import gzip
 import io
 import json
+import lzma
 import pickletools
 import struct
 import tarfile
@@ -21,7 +22,7 @@ import zstandard
 
 Mutation = Callable[[np.random.Generator, bytes], bytes]
 
-BOMB_BYTES = 12_000_000  # what a compressed bomb unpacks to
+BOMB_BYTES = 20_000_000  # what a compressed bomb unpacks to
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)
 _INTERESTING += (2**62, 2**63 - 1, 2**63, 2**64 - 1)
 _MOST_BYTES = 1_000_000  # of a mutated file, but for bombs
@@ -266,7 +267,8 @@ def pack(rng: np.random.Generator, data: bytes) -> bytes:
 def bomb(rng: np.random.Generator, data: bytes) -> bytes:
     """A few kilobytes that stand for many megabytes: one line, or very many."""
     unit = pick(rng, (b"a", b"\n", b" ", b"\x00", b"a\n", b"[", data[:64] or b"a"))
-    content = unit * (BOMB_BYTES // len(unit))
+    # Made of a file's beginning it holds documents, which are worked on one by one.
+    content = unit * (BOMB_BYTES // (len(unit) if len(unit) < 3 else 10 * len(unit)))
     if rng.integers(2):
         return gzip.compress(content, 1)
     return zstandard.compress(content, 1)
@@ -348,7 +350,14 @@ def tar_of(rng: np.random.Generator, data: bytes) -> bytes:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 members.append((member, content.read() if content else b""))
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError):
+    except (
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+    ):
         return bytes_of(rng, data)
     if not members:
         return bytes_of(rng, data)

@@ -4,8 +4,8 @@ In process, with a signal raised in the middle of the phase; what the command li
 of it is shown in processes of its own.
 """
 
-import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from benchmarks.faults import content, differences
@@ -189,59 +190,57 @@ def test_a_clock_that_is_set_back_changes_nothing(
 
 
 def _start(corpus: Path, run: Path, *flags: str) -> "subprocess.Popen[str]":
-    config = run.parent / f"{run.name}.json"
+    config, cache = run.parent / "config.json", jax.config.jax_compilation_cache_dir
     serialize.save(_config(corpus), config)
     command = [sys.executable, "-m", "lmjax.main", "--config", str(config)]
+    command += ["--workdir", str(run), f"--compilation_cache={cache}"]
+    changes = {
+        "PYTHONPYCACHEPREFIX": f"{cache}/bytecode",
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
     return subprocess.Popen(
-        [*command, "--workdir", str(run), "--compilation_cache=", *flags],
+        [*command, *flags],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=_environment(),
+        env=os.environ | changes,
     )
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(Path.cwd())}
-
-
-def _wait_for(process: "subprocess.Popen[str]", told: str) -> str:
-    seen = io.StringIO()
+def _wait_for(process: "subprocess.Popen[str]", told: str) -> None:
+    seen = ""
     for line in process.stderr:
-        seen.write(line)
+        seen += line
         if told in line:
-            return seen.getvalue()
-    raise AssertionError(seen.getvalue())
+            return
+    raise AssertionError(seen)
 
 
 def test_the_command_line_says_how_to_go_on_and_ends_well(
     corpus: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM in preparation and in training; a second signal ends at once with 130."""
+    """After SIGTERM while it prepares, and Slurm's SIGUSR1 while it trains."""
     run = tmp_path / "run"
-    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
-    process = _start(corpus, run, cache)
+    flags = (
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+        "--config.train.budget=1B steps",
+    )
+    process = _start(corpus, run, *flags)
     _wait_for(process, "Training a tokenizer")
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 0, told
     assert "stopped by SIGTERM while preparing the corpus" in told
-    assert f"resume with: python -m lmjax.main --config {run}.json --workdir" in told
+    again = (
+        f"resume with: python -m lmjax.main --config {tmp_path}/config.json --workdir"
+    )
+    assert again in told
 
-    process = _start(corpus, run, cache, "--config.train.budget=100000 steps")
+    process = _start(corpus, run, *flags)
     _wait_for(process, "step 5/")
     process.send_signal(signal.SIGUSR1)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 0, told
     assert "stopped by SIGUSR1 after step" in told and f"--workdir {run}" in told
-
-    process = _start(corpus, run, cache, "--config.train.budget=100000 steps")
-    _wait_for(process, "| loss ")
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode in (0, 130), told
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] > 5
+    assert json.loads(lines[-1])["step"] >= 5
