@@ -177,7 +177,8 @@ def _change(rng: np.random.Generator, root: Any) -> Any:
     elif kind == 1 and isinstance(container, dict):
         container[pick(rng, ("", "../x", "\ud800", "x" * 5000, f"{key} "))] = old
     elif kind == 1:
-        container.extend([old] * int(pick(rng, (1, 3, 1000))))
+        most = 3 if isinstance(old, dict | list) else 1000
+        container.extend([old] * int(pick(rng, (1, 3, most))))
     elif kind == 2 and isinstance(old, int | float) and not isinstance(old, bool):
         container[key] = pick(rng, (old + 1, -old, old * 10**6, 0, old - 1, str(old)))
     elif kind == 3 and isinstance(old, str):
@@ -210,6 +211,8 @@ def dump(value: Any) -> str:
 
 def json_of(rng: np.random.Generator, data: bytes) -> bytes:
     """JSON with something changed in it; bytes are damaged if it is none."""
+    if len(data) > _MOST_BYTES:
+        return bytes_of(rng, data)
     try:
         root = json.loads(data)
     except (ValueError, RecursionError):

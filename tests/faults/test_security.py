@@ -325,3 +325,15 @@ def test_a_config_without_its_secrets_is_still_one(run: Path) -> None:
     config = serialize.load(run / "config.json")
     assert config.evaluate.data == "https://user:***@host/a"
     assert config.model.width == 16
+
+
+def test_a_torch_file_is_not_believed_how_large_its_parts_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02].")
+    content = file.read_bytes()
+    at = content.index(b"PK\x01\x02") + 20  # both sizes, in the directory
+    lie = (2**31).to_bytes(4, "little") * 2
+    file.write_bytes(content[:at] + lie + content[at + 8 :])
+    with pytest.raises(UserError, match="larger than all of the file"):
+        TorchArchive.open(file)

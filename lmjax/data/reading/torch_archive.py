@@ -8,6 +8,7 @@ so that nothing of it runs.
 import contextlib
 import dataclasses
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -301,6 +302,10 @@ def _open(archive: zipfile.ZipFile, name: str) -> zipfile.ZipExtFile:
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         # Nor could its size be trusted: torch never does it.
         raise _Refused(f"has {name!r} compressed or encrypted")
+    whole = os.stat(archive.filename).st_size
+    if max(info.file_size, info.compress_size) > whole:
+        # zipfile would make room for as many bytes before it reads the first.
+        raise _Refused(f"says that {name!r} is larger than all of the file")
     return archive.open(info)
 
 
