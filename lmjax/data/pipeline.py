@@ -64,7 +64,7 @@ class Windows:
         else:
             try:
                 raw = self._to_array(self._records.__getitems__(present.tolist()))
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise self._damaged(error) from error
         tokens, words, num_bytes, context = self._layout.from_bytes(raw)
         source = self._source_ids[np.searchsorted(self._ends, present, side="right")]

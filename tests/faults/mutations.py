@@ -177,7 +177,7 @@ def _change(rng: np.random.Generator, root: Any) -> Any:
     elif kind == 1 and isinstance(container, dict):
         container[pick(rng, ("", "../x", "\ud800", "x" * 5000, f"{key} "))] = old
     elif kind == 1:
-        most = 3 if isinstance(old, dict | list) else 1000
+        most = 3 if isinstance(old, dict | list | str) else 1000  # or it has no end
         container.extend([old] * int(pick(rng, (1, 3, most))))
     elif kind == 2 and isinstance(old, int | float) and not isinstance(old, bool):
         container[key] = pick(rng, (old + 1, -old, old * 10**6, 0, old - 1, str(old)))
