@@ -10,6 +10,8 @@ set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+# Tests start many processes: without bytecode each would compile all that it imports.
+unset PYTHONDONTWRITEBYTECODE
 setup_environment dev
 cd "$LMJAX_ROOT"
 "$VENV_PYTHON" -m ruff check

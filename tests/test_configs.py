@@ -85,26 +85,40 @@ def test_config_header_gives_its_command(path: Path) -> None:
     assert f"python -m lmjax.main --config configs/{path.name}" in header
 
 
-def _reads_field(tree: ast.Module, section: str, classes: set[str], field: str) -> bool:
-    """Whether a file reads a field of this section, not only one of the same name.
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """What a file reads: attributes with the name they are read from, and names."""
 
-    It does by `X.section.field`, by `section.field`, or by `X.field` where it names
-    the section's class.
-    """
-    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or node.attr != field:
-            continue
-        holder = getattr(node.value, "attr", getattr(node.value, "id", ""))
-        if isinstance(node.ctx, ast.Load) and (
-            (section and holder == section) or named & classes
-        ):
-            return True
-    return False
+    attributes: set[tuple[str, str]]
+    names: set[str]
+
+    @classmethod
+    def of(cls, source: str) -> "Reads":
+        nodes = list(ast.walk(ast.parse(source)))
+        return cls(
+            {
+                (node.attr, getattr(node.value, "attr", getattr(node.value, "id", "")))
+                for node in nodes
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            },
+            {node.id for node in nodes if isinstance(node, ast.Name)},
+        )
+
+    def has(self, section: str, classes: set[str], field: str) -> bool:
+        """Whether it reads a field of this section, not only one of the same name.
+
+        It does by `X.section.field`, by `section.field`, or by `X.field` where it names
+        the section's class.
+        """
+        return any(
+            attribute == field
+            and ((section and holder == section) or self.names & classes)
+            for attribute, holder in self.attributes
+        )
 
 
-def _unread(trees: list[ast.Module]) -> list[str]:
-    unread = []
+def _unread(sources: list[str]) -> list[str]:
+    unread, files = [], [Reads.of(source) for source in sources]
     classes = {
         section.name: fields.section_classes(section.type)
         for section in dataclasses.fields(Config)
@@ -112,30 +126,30 @@ def _unread(trees: list[ast.Module]) -> list[str]:
     for name in fields.schema_types():
         section, _, field = name.rpartition(".")
         names = {each.__name__ for each in classes.get(section, (Config,))}
-        if not any(_reads_field(tree, section, names, field) for tree in trees):
+        if not any(file.has(section, names, field) for file in files):
             unread.append(name)
     return unread
 
 
 def test_every_field_is_read_outside_the_config_room() -> None:
     room = ROOT / "lmjax" / "config"
-    trees = [
-        ast.parse(path.read_text())
+    sources = [
+        path.read_text()
         for path in (ROOT / "lmjax").rglob("*.py")
         if not path.is_relative_to(room)
     ]
-    unread = _unread(trees)
+    unread = _unread(sources)
     assert not unread, f"nobody reads {', '.join(unread)}: use or delete them"
 
 
 def test_a_field_counts_as_read_only_from_its_own_section() -> None:
     source = "def f(config):\n    return config.train.batch_size + config.seed\n"
-    unread = _unread([ast.parse(source)])
+    unread = _unread([source])
     assert "train.batch_size" not in unread
     assert {"evaluate.batch_size", "seed", "train.budget"} <= set(unread)
     source = (
         "def f(config: Config, optim: OptimConfig):\n    config.seed; optim.beta1\n"
     )
-    assert {"seed", "optim.beta1"}.isdisjoint(_unread([ast.parse(source)]))
+    assert {"seed", "optim.beta1"}.isdisjoint(_unread([source]))
     source = "def f(train: TrainConfig):\n    train.budget = 3\n"  # set, not read
-    assert "train.budget" in _unread([ast.parse(source)])
+    assert "train.budget" in _unread([source])

@@ -304,7 +304,8 @@ def test_figures_are_the_same_each_time_and_on_any_number_of_devices(
         found = dataclasses.asdict(eight[source])
         for field, value in dataclasses.asdict(likelihood).items():
             if isinstance(value, float):
-                value = pytest.approx(value, rel=1e-5)
+                # An error is a spread of figures near 3, and carries their rounding.
+                value = pytest.approx(value, rel=1e-5, abs=1e-6)
             assert found[field] == value
 
 

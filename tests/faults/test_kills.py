@@ -5,6 +5,8 @@ these are.
 """
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +21,9 @@ STEPS, SAVE = 24, 4
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> faults.Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> faults.Job:
+    flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("XLA_FLAGS", flags)  # one device, which is quicker
     compiled = Path(jax.config.jax_compilation_cache_dir)
     lengths = dict(steps=STEPS, save=SAVE, evaluate=8, generate=12, log=1, words=1000)
     return faults.prepare(tmp_path, "ar", compiled=compiled, **lengths)

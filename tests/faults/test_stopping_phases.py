@@ -73,6 +73,19 @@ def _config(corpus: Path) -> Config:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_device() -> Iterator[None]:
+    """Where a run is stopped does not depend on devices, and one is quicker."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = experiment.build_mesh
+        patch.setattr(
+            experiment,
+            "build_mesh",
+            lambda parallel, devices=None: build(parallel, jax.devices()[:1]),
+        )
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
