@@ -182,6 +182,10 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if kind is KeyboardInterrupt:
+            # A second signal: who insists does not wait for what is being written. The
+            # process ends, and what is half-written has another name.
+            return
         try:
             self.held.close()
         except UserError as failure:
