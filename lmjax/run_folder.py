@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ class RunFolder:
         notices = _check_same_run(path, config, read_only=False)
         checkpoint = dataclasses.replace(config.checkpoint)
         config = dataclasses.replace(config, checkpoint=checkpoint)
-        with contextlib.ExitStack() as undo, _told_when_unwritable(path):
+        with contextlib.ExitStack() as undo, storage.unwritable_explained(path):
 
             def begin() -> int:
                 lock = undo.enter_context(Lock.take(path))
@@ -376,18 +376,6 @@ def _target(system: System) -> PyTree:
         shapes,
         shardings,
     )
-
-
-@contextlib.contextmanager
-def _told_when_unwritable(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the run folder cannot be written: {error.strerror or error}",
-            where=str(error.filename or path),
-            remedy="choose another folder with --workdir",
-        ) from error
 
 
 def _check_same_run(path: pathlib.Path, config: Config, read_only: bool) -> list[str]:

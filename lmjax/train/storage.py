@@ -5,6 +5,7 @@ file systems in user space rename file by file, so there a folder is written els
 and copied, and what makes it count is copied last.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -12,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from lmjax.core.errors import ConfigError
+from lmjax.core.errors import ConfigError, UserError
 from lmjax.train import integrity
 
 MOUNTS = pathlib.Path("/proc/mounts")
@@ -89,6 +90,19 @@ def refuse_addresses(path: pathlib.Path) -> None:
         f"/mnt/{bucket}/{inner}, or train into a local folder and copy it: "
         f"{sync} RUN {address}",
     )
+
+
+@contextlib.contextmanager
+def unwritable_explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of the system about a run folder into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be written: {error.strerror or error}",
+            where=str(error.filename or path),
+            remedy="choose another folder with --workdir",
+        ) from error
 
 
 def publish(source: pathlib.Path, path: pathlib.Path, storage: Storage) -> None:
