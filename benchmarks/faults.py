@@ -250,7 +250,11 @@ class Aim:
 
     @classmethod
     def draw(cls, rng: random.Random, phase: str, turns: Turns) -> "Aim":
-        """A random moment of one of the turns that a phase has had."""
+        """A random moment of one of the turns that a phase has had.
+
+        A phase that was over between two looks at the run is aimed at blindly.
+        """
+        phase = phase if turns.get(phase) else ANY
         turn = rng.choice(turns[phase])
         return cls(phase, turn.step, rng.uniform(0, turn.seconds))
 
