@@ -14,45 +14,20 @@ from pathlib import Path
 import pytest
 
 from lmjax import experiment, modes
-from lmjax.config.schema import (
-    AutoregressiveConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    LogConfig,
-    ModelConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from lmjax.config.schema import Config
 from lmjax.core.errors import UserError
 from lmjax.data import pipeline
 from lmjax.data.sample import corpus as sample_corpus
+from tests.faults.small_runs import small_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     text = tmp_path / "text.train"
     sample_corpus.write_corpus(text, seed=0, num_words=3000)
-    return Config(
-        tokenizer=TokenizerConfig(vocab_size=300),
-        data=DataConfig(
-            train=(str(text),),
-            sequence_length=16,
-            valid_fraction=0.1,
-            cache_dir=str(tmp_path / "cache"),
-            workers=1,
-            shard_bytes=4000,
-        ),
-        model=ModelConfig(
-            num_layers=1, width=16, num_heads=2, mlp_width=16, max_length=16
-        ),
-        objective=AutoregressiveConfig(),
-        train=TrainConfig(budget="2 epochs", batch_size=8),
-        evaluate=EvaluateConfig(every="0", batches=1),
-        generate=GenerateConfig(every="0", max_new_tokens=4),
-        log=LogConfig(every="1 steps", tensorboard=False),
-    )
+    config = small_config(text, budget="2 epochs")
+    config.data.shard_bytes = 4000
+    return config
 
 
 def _shards(folder: Path) -> dict[str, bytes]:

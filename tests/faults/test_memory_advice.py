@@ -7,23 +7,13 @@ import jax
 import pytest
 
 from lmjax import modes
-from lmjax.config.schema import (
-    AutoregressiveConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    LogConfig,
-    ModelConfig,
-    ParallelConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from lmjax.config.schema import Config, ParallelConfig
 from lmjax.core.errors import UserError
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.doctor import memory
 from lmjax.modes import training
 from lmjax.train import loop
+from tests.faults.small_runs import small_config
 
 OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
@@ -32,21 +22,9 @@ OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9
 def config(tmp_path: Path) -> Config:
     text = tmp_path / "text.train"
     sample_corpus.write_corpus(text, seed=0, num_words=900)
-    return Config(
-        tokenizer=TokenizerConfig(vocab_size=300),
-        data=DataConfig(
-            train=(str(text),), sequence_length=16, cache_dir=str(tmp_path / "cache")
-        ),
-        model=ModelConfig(
-            num_layers=1, width=16, num_heads=2, mlp_width=16, max_length=32
-        ),
-        objective=AutoregressiveConfig(),
-        train=TrainConfig(budget="2 steps", batch_size=32),
-        evaluate=EvaluateConfig(every="0", batches=1),
-        generate=GenerateConfig(every="0", max_new_tokens=4),
-        log=LogConfig(every="1 steps", tensorboard=False),
-        parallel=ParallelConfig(data=4, fsdp=2),
-    )
+    config = small_config(text, budget="2 steps", batch_size=32)
+    config.parallel = ParallelConfig(data=4, fsdp=2)
+    return config
 
 
 def _fails(*_: Any, **__: Any) -> Any:

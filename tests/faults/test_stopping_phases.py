@@ -21,17 +21,10 @@ from benchmarks.faults import content, differences
 from lmjax import experiment, modes, report, training_run
 from lmjax.config import serialize
 from lmjax.config.schema import (
-    AutoregressiveConfig,
-    CheckpointConfig,
     Config,
-    DataConfig,
     EvaluateConfig,
     GenerateConfig,
-    LogConfig,
-    ModelConfig,
     OptimConfig,
-    TokenizerConfig,
-    TrainConfig,
 )
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.evaluate.likelihood import Scorer
@@ -39,6 +32,7 @@ from lmjax.modes import training
 from lmjax.run_folder import RunFolder
 from lmjax.sampling.prompts import Generator
 from lmjax.train.stopping import Stopped
+from tests.faults.small_runs import small_config
 
 STEPS = 8
 
@@ -51,26 +45,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(corpus: Path) -> Config:
-    return Config(
-        tokenizer=TokenizerConfig(vocab_size=300),
-        data=DataConfig(
-            train=(str(corpus),),
-            sequence_length=16,
-            valid_fraction=0.1,
-            cache_dir=str(corpus.parent / "cache"),
-            workers=1,
-        ),
-        model=ModelConfig(
-            num_layers=1, width=16, num_heads=2, mlp_width=16, max_length=32
-        ),
-        objective=AutoregressiveConfig(),
-        optim=OptimConfig(learning_rate=1e-2, ema_decay=0.9),
-        train=TrainConfig(budget=f"{STEPS} steps", batch_size=8, microbatch_size=8),
-        checkpoint=CheckpointConfig(every="3 steps", milestones=("200 words",)),
-        evaluate=EvaluateConfig(every="4 steps", batches=2),
-        generate=GenerateConfig(every="4 steps", max_new_tokens=4, num_samples=1),
-        log=LogConfig(every="1 steps", tensorboard=False),
-    )
+    config = small_config(corpus, budget=f"{STEPS} steps")
+    config.optim = OptimConfig(learning_rate=1e-2, ema_decay=0.9)
+    config.checkpoint.every, config.checkpoint.milestones = "3 steps", ("200 words",)
+    config.evaluate = EvaluateConfig(every="4 steps", batches=2)
+    config.generate = GenerateConfig(every="4 steps", max_new_tokens=4, num_samples=1)
+    return config
 
 
 @pytest.fixture(scope="module", autouse=True)
