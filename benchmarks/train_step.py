@@ -70,6 +70,7 @@ def lmjax_stepper(
     from lmjax.models.build import build_model
     from lmjax.models.stack import use_scan
     from lmjax.models.transformer import Setting
+    from lmjax.objectives.cross_entropy import default_chunk_tokens
     from lmjax.optim.learning_rates import learning_rate
     from lmjax.optim.optimizers import build_optimizer
     from lmjax.parallel import rules
@@ -127,6 +128,7 @@ def lmjax_stepper(
             bos_id=1,
             mask_id=4,
             predictable=np.arange(SPECIAL, arguments.vocab, dtype=np.int32),
+            chunk_tokens=default_chunk_tokens(device.platform, arguments.vocab),
         ),
         optimizer=optimizer,
         schedule=schedule,

@@ -57,19 +57,20 @@ def build_objective(
     bos_id: int,
     mask_id: int,
     predictable: np.ndarray,
+    chunk_tokens: int,
     token_counts: np.ndarray | None = None,
 ) -> Objective:
     """The objective of a config.
 
     Args:
       predictable: int32, sorted: ids that the model can predict.
+      chunk_tokens: tokens, over all devices, whose logits exist at once.
       token_counts: how often each id stands in the training text, for masking by
         frequency; None where nothing is trained.
 
     Raises:
       ConfigError: the schedule is outside its domain.
     """
-    chunk_tokens = config.train.loss_chunk_tokens
     section = config.objective
     if isinstance(section, AutoregressiveConfig):
         return Autoregressive(bos_id=bos_id, chunk_tokens=chunk_tokens)

@@ -7,6 +7,7 @@ to it stands in `training_run`.
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ from lmjax.config.schema import (
     Packing,
     Parameterization,
     Precision,
+    TrainConfig,
 )
 from lmjax.core.errors import ConfigError
 from lmjax.data.mixing import Mixture
@@ -44,7 +46,9 @@ from lmjax.models.build import Model, build_model, padded_vocab_size
 from lmjax.models.transformer import Setting, head_width
 from lmjax.objectives.autoregressive import Autoregressive
 from lmjax.objectives.base import Objective
+from lmjax.objectives.cross_entropy import default_chunk_tokens
 from lmjax.parallel.mesh import build_mesh
+from lmjax.parallel.rules import BATCH_AXES
 from lmjax.sampling.prompts import Generator
 
 
@@ -159,6 +163,7 @@ def build_system(
             bos_id=first_input(config.objective, tokenizer.special),
             mask_id=tokenizer.special.mask,
             predictable=predictable,
+            chunk_tokens=_chunk_tokens(config.train, mesh, rows),
             token_counts=_token_counts(config, prepared, rows),
         ),
         num_predictable=rows - len(never),
@@ -241,6 +246,13 @@ def _sample_file(data: DataConfig) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
         sample_corpus.write_corpus(path, seed=0, num_words=data.sample_words)
     return path
+
+
+def _chunk_tokens(config: TrainConfig, mesh: Mesh, vocab_size: int) -> int:
+    """Tokens over all devices whose logits exist at once."""
+    platform = mesh.devices.flat[0].platform
+    chunk = config.loss_chunk_tokens or default_chunk_tokens(platform, vocab_size)
+    return chunk * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _predicts_mask(config: Config) -> bool:

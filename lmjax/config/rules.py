@@ -77,7 +77,7 @@ RANGES = {
     "train.max_words": "[0, inf)",
     "train.batch_size": "[1, inf)",
     "train.microbatch_size": "[0, inf)",
-    "train.loss_chunk_tokens": "[1, inf)",
+    "train.loss_chunk_tokens": "[0, inf)",
     "train.max_bad_steps": "[1, inf)",
     "train.spike_deviations": "[0, inf)",
     "train.spike_window": "[2, inf)",

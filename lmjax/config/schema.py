@@ -202,7 +202,8 @@ class TrainConfig:
     microbatch_size: int = 0  # sequences per forward pass; 0 means batch_size
     precision: Precision = Precision.AUTO
     remat: Remat = Remat.NONE
-    loss_chunk_tokens: int = 8192  # tokens whose logits exist at once
+    loss_chunk_tokens: int = 0  # tokens per device whose logits exist at once; 0: as
+    # many as suit the device
     stop_after: str = "0"  # time of the clock, such as "170 minutes", after which a
     # start saves, ends and says how to go on
     max_bad_steps: int = 10  # updates in a row that are skipped, for a loss or gradient

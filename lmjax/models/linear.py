@@ -57,6 +57,42 @@ class Linear(nnx.Module):
         return y
 
 
+@jax.custom_vjp
+def wide_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., D] times kernel [V, D] transposed, in float32 whatever their dtype.
+
+    The backward pass rounds what comes back to their dtype first, so that its products
+    run on the matrix units as the forward one does.
+    """
+    return _contract(x, kernel, x.ndim - 1, 1, jnp.float32)
+
+
+def _wide_product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return wide_product(x, kernel), (x, kernel)
+
+
+def _wide_product_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    by_x = _contract(gradient, kernel, gradient.ndim - 1, 0, x.dtype)
+    rows = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+    return by_x, _contract(*rows, 0, 0, kernel.dtype)
+
+
+wide_product.defvjp(_wide_product_forward, _wide_product_backward)
+
+
+def _contract(
+    a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype: jnp.dtype
+) -> jax.Array:
+    dimensions = (((a_axis,), (b_axis,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes a share `rate` of x and scales up the rest; nothing without a key."""
     if key is None or rate == 0.0:

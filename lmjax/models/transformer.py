@@ -10,7 +10,7 @@ from lmjax.config.schema import Backbone, ModelConfig, PositionKind, Remat
 from lmjax.core.types import KeyValueCache
 from lmjax.models.attention import Attention, Rows
 from lmjax.models.attention_kernels import AttentionFunction
-from lmjax.models.linear import dropout
+from lmjax.models.linear import dropout, wide_product
 from lmjax.models.mlp import MLP
 from lmjax.models.norms import make_norm
 from lmjax.models.positions import LearnedPositions, make_positions
@@ -111,12 +111,7 @@ class Vocabulary(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits; -inf on ids that are never predicted."""
         head = (self.table if self.head is None else self.head)[...]
-        logits = jax.lax.dot_general(
-            hidden.astype(self.dtype),
-            head.astype(self.dtype),
-            (((hidden.ndim - 1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        logits = wide_product(hidden.astype(self.dtype), head.astype(self.dtype))
         if self.head_bias is not None:
             logits = logits + self.head_bias[...]
         never = jnp.array(self.unpredictable, jnp.int32)

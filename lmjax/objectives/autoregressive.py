@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lmjax.core.types import LanguageModel
 from lmjax.data.batch import Batch
 from lmjax.objectives.base import Loss
-from lmjax.objectives.cross_entropy import token_nll
+from lmjax.objectives.cross_entropy import TokenCosts, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,21 +53,7 @@ class Autoregressive:
         draws: None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        inputs_BL = jnp.roll(batch.tokens, 1, axis=1).at[:, 0].set(self.bos_id)
-        hidden_BLD = model(
-            inputs_BL,
-            segments_BL=batch.segments,
-            positions_BL=batch.positions,
-            dropout_key=dropout_key,
-        )
-        nll_BL = token_nll(
-            model,
-            hidden_BLD,
-            batch.tokens,
-            batch.weights > 0,
-            chunk_tokens=self.chunk_tokens,
-        )
-        return jnp.sum(nll_BL * batch.weights, axis=1)
+        return self._costs(model, batch, dropout_key).of_rows()
 
     def loss(
         self,
@@ -76,5 +62,25 @@ class Autoregressive:
         draws: None,
         dropout_key: jax.Array | None,
     ) -> Loss:
-        nll_B = self.nll_B(model, batch, draws, dropout_key)
-        return Loss(jnp.sum(nll_B), jnp.sum(batch.weights), {})
+        total = self._costs(model, batch, dropout_key).total()
+        return Loss(total, jnp.sum(batch.weights), {})
+
+    def _costs(
+        self, model: LanguageModel, batch: Batch, dropout_key: jax.Array | None
+    ) -> TokenCosts:
+        inputs_BL = jnp.roll(batch.tokens, 1, axis=1).at[:, 0].set(self.bos_id)
+        hidden_BLD = model(
+            inputs_BL,
+            segments_BL=batch.segments,
+            positions_BL=batch.positions,
+            dropout_key=dropout_key,
+        )
+        return TokenCosts(
+            model=model,
+            cost=cross_entropy,
+            hidden_BLD=hidden_BLD,
+            targets_BL=batch.tokens,
+            counted_BL=batch.weights > 0,
+            weights_BL=batch.weights,
+            chunk_tokens=self.chunk_tokens,
+        )

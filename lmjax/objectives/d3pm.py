@@ -13,7 +13,7 @@ from lmjax.diffusion.process import MaskProcess
 from lmjax.diffusion.schedules import sigma
 from lmjax.diffusion.times import draw_times
 from lmjax.objectives.base import Loss
-from lmjax.objectives.cross_entropy import token_costs
+from lmjax.objectives.cross_entropy import TokenCosts
 from lmjax.objectives.masked_diffusion import real_lengths
 
 # Share of rows that the reconstruction gets: were it one of T + 1 equal terms, it would
@@ -96,7 +96,33 @@ class D3PM:
         draws: StepDraws,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        schedule = self.process.schedule
+        nll_B = self._costs(model, batch, draws, dropout_key).of_rows()
+        return nll_B + self._prior_B(batch)
+
+    def loss(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: StepDraws,
+        dropout_key: jax.Array | None,
+    ) -> Loss:
+        total = self._costs(model, batch, draws, dropout_key).total()
+        total = total + jnp.sum(self._prior_B(batch))
+        masked = jnp.sum(draws.masked_BL, dtype=jnp.float32)
+        return Loss(total, jnp.sum(batch.weights), {"mask_rate": masked})
+
+    def _prior_B(self, batch: Batch) -> jax.Array:
+        """What it costs that not all is masked at the end: nats, float32 [B]."""
+        return self.process.prior_nats * jnp.sum(batch.weights > 0, axis=1)
+
+    def _costs(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: StepDraws,
+        dropout_key: jax.Array | None,
+    ) -> TokenCosts:
+        schedule, shape = self.process.schedule, batch.tokens.shape
         rate_B = schedule.mask_rate(draws.step_B / self.steps)
         hidden_BLD = model(
             self.process.mask(batch.tokens, draws.masked_BL),
@@ -106,33 +132,20 @@ class D3PM:
             sigma_B=sigma(rate_B),
             dropout_key=dropout_key,
         )
-        counted_BL = batch.weights > 0
-        reads_off_BL = (draws.step_B == 0)[:, None] & counted_BL
-        cost_BL = token_costs(
-            model,
-            hidden_BLD,
-            self._cost,
-            batch.tokens,
-            draws.masked_BL | reads_off_BL,
-            jnp.broadcast_to(draws.step_B[:, None], batch.tokens.shape),
-            chunk_tokens=self.chunk_tokens,
-        )
-        prior_B = self.process.prior_nats * jnp.sum(counted_BL, axis=1)
+        reads_off_BL = (draws.step_B == 0)[:, None] & (batch.weights > 0)
         weight_B = jnp.where(
             draws.step_B == 0, 1 / _READ_OFF_SHARE, self.steps / (1 - _READ_OFF_SHARE)
         )
-        return weight_B * jnp.sum(cost_BL, axis=1) + prior_B
-
-    def loss(
-        self,
-        model: LanguageModel,
-        batch: Batch,
-        draws: StepDraws,
-        dropout_key: jax.Array | None,
-    ) -> Loss:
-        nll_B = self.nll_B(model, batch, draws, dropout_key)
-        masked = jnp.sum(draws.masked_BL, dtype=jnp.float32)
-        return Loss(jnp.sum(nll_B), jnp.sum(batch.weights), {"mask_rate": masked})
+        return TokenCosts(
+            model=model,
+            cost=self._cost,
+            hidden_BLD=hidden_BLD,
+            targets_BL=batch.tokens,
+            counted_BL=draws.masked_BL | reads_off_BL,
+            weights_BL=jnp.broadcast_to(weight_B[:, None], shape),
+            further_BL=(jnp.broadcast_to(draws.step_B[:, None], shape),),
+            chunk_tokens=self.chunk_tokens,
+        )
 
     def _cost(
         self, logits: jax.Array, targets: jax.Array, step: jax.Array

@@ -10,7 +10,7 @@ from lmjax.data.batch import Batch
 from lmjax.diffusion.parameterizations import Parameterization, Subs, rated_cost
 from lmjax.diffusion.process import MaskProcess
 from lmjax.objectives.base import Loss
-from lmjax.objectives.cross_entropy import token_costs
+from lmjax.objectives.cross_entropy import TokenCosts
 from lmjax.objectives.mask_draws import (
     CountMasks,
     DrawMasks,
@@ -75,6 +75,30 @@ class MaskedDiffusion:
         draws: MaskDraws,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
+        nll_B = self._costs(model, batch, draws, dropout_key).of_rows()
+        return nll_B if draws.prior_B is None else nll_B + draws.prior_B
+
+    def loss(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: MaskDraws,
+        dropout_key: jax.Array | None,
+    ) -> Loss:
+        total = self._costs(model, batch, draws, dropout_key).total()
+        if draws.prior_B is not None:
+            total = total + jnp.sum(draws.prior_B)
+        masked = jnp.sum(draws.masked_BL, dtype=jnp.float32)
+        return Loss(total, jnp.sum(batch.weights), {"mask_rate": masked})
+
+    def _costs(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: MaskDraws,
+        dropout_key: jax.Array | None,
+    ) -> TokenCosts:
+        shape = draws.masked_BL.shape
         hidden_BLD = model(
             self.process.mask(batch.tokens, draws.masked_BL),
             lengths_B=real_lengths(batch),
@@ -87,29 +111,17 @@ class MaskedDiffusion:
         cost = self.parameterization.cost
         if draws.tilt_B is not None:
             cost = self._rated_cost
-            further = (jnp.broadcast_to(draws.tilt_B[:, None], draws.masked_BL.shape),)
-        cost_BL = token_costs(
-            model,
-            hidden_BLD,
-            cost,
-            batch.tokens,
-            draws.masked_BL,
-            *further,
+            further = (jnp.broadcast_to(draws.tilt_B[:, None], shape),)
+        return TokenCosts(
+            model=model,
+            cost=cost,
+            hidden_BLD=hidden_BLD,
+            targets_BL=batch.tokens,
+            counted_BL=draws.masked_BL,
+            weights_BL=jnp.broadcast_to(draws.weight_B[:, None], shape),
+            further_BL=further,
             chunk_tokens=self.chunk_tokens,
         )
-        nll_B = draws.weight_B * jnp.sum(cost_BL, axis=1)
-        return nll_B if draws.prior_B is None else nll_B + draws.prior_B
-
-    def loss(
-        self,
-        model: LanguageModel,
-        batch: Batch,
-        draws: MaskDraws,
-        dropout_key: jax.Array | None,
-    ) -> Loss:
-        nll_B = self.nll_B(model, batch, draws, dropout_key)
-        masked = jnp.sum(draws.masked_BL, dtype=jnp.float32)
-        return Loss(jnp.sum(nll_B), jnp.sum(batch.weights), {"mask_rate": masked})
 
     def _rated_cost(
         self, logits: jax.Array, targets: jax.Array, tilt: jax.Array

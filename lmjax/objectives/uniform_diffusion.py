@@ -13,7 +13,7 @@ from lmjax.diffusion.process import UniformProcess
 from lmjax.diffusion.schedules import sigma
 from lmjax.diffusion.times import draw_times
 from lmjax.objectives.base import Loss
-from lmjax.objectives.cross_entropy import token_costs
+from lmjax.objectives.cross_entropy import TokenCosts
 from lmjax.objectives.masked_diffusion import real_lengths
 
 _MARGIN = 1e-6  # of alpha from 0 and 1, where it would divide by 0 and the limit is 0
@@ -86,6 +86,27 @@ class UniformDiffusion:
         draws: NoiseDraws,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
+        return self._costs(model, batch, draws, dropout_key).of_rows()
+
+    def loss(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: NoiseDraws,
+        dropout_key: jax.Array | None,
+    ) -> Loss:
+        total = self._costs(model, batch, draws, dropout_key).total()
+        counted = batch.weights > 0
+        wrong = jnp.sum((draws.noised_BL != batch.tokens) & counted, dtype=jnp.float32)
+        return Loss(total, jnp.sum(batch.weights), {"noise_rate": wrong})
+
+    def _costs(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        draws: NoiseDraws,
+        dropout_key: jax.Array | None,
+    ) -> TokenCosts:
         schedule, shape = self.process.schedule, batch.tokens.shape
         rate_B = schedule.mask_rate(draws.t_B)
         hidden_BLD = model(
@@ -97,30 +118,18 @@ class UniformDiffusion:
             dropout_key=dropout_key,
         )
         kept_B = jnp.clip(1.0 - rate_B, _MARGIN, 1.0 - _MARGIN)
-        cost_BL = token_costs(
-            model,
-            hidden_BLD,
-            self._cost,
-            batch.tokens,
-            batch.weights > 0,
-            draws.noised_BL,
-            jnp.broadcast_to(kept_B[:, None], shape),
+        steepness_B = schedule.derivative(draws.t_B) / kept_B
+        weight_B = steepness_B / len(self.process.predictable)
+        return TokenCosts(
+            model=model,
+            cost=self._cost,
+            hidden_BLD=hidden_BLD,
+            targets_BL=batch.tokens,
+            counted_BL=batch.weights > 0,
+            weights_BL=jnp.broadcast_to(weight_B[:, None], shape),
+            further_BL=(draws.noised_BL, jnp.broadcast_to(kept_B[:, None], shape)),
             chunk_tokens=self.chunk_tokens,
         )
-        steepness_B = schedule.derivative(draws.t_B) / kept_B
-        return steepness_B * jnp.sum(cost_BL, axis=1) / len(self.process.predictable)
-
-    def loss(
-        self,
-        model: LanguageModel,
-        batch: Batch,
-        draws: NoiseDraws,
-        dropout_key: jax.Array | None,
-    ) -> Loss:
-        nll_B = self.nll_B(model, batch, draws, dropout_key)
-        counted = batch.weights > 0
-        wrong = jnp.sum((draws.noised_BL != batch.tokens) & counted, dtype=jnp.float32)
-        return Loss(jnp.sum(nll_B), jnp.sum(batch.weights), {"noise_rate": wrong})
 
     def _cost(
         self, logits: jax.Array, targets: jax.Array, seen: jax.Array, kept: jax.Array

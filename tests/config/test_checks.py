@@ -87,7 +87,7 @@ BROKEN = [
     {"train__budget": "10 minutes"},
     {"train__batch_size": 0},
     {"train__microbatch_size": 100},
-    {"train__loss_chunk_tokens": 0},
+    {"train__loss_chunk_tokens": -1},
     {"checkpoint__every": ""},
     {"checkpoint__keep": 0},
     {"checkpoint__resume": "newest"},

@@ -103,7 +103,12 @@ def _build(changes: dict[str, Any], **evaluation: Any) -> tuple[Config, Objectiv
     config.data.sequence_length = 12
     checks.check(config)
     return config, build_objective(
-        config, bos_id=1, mask_id=2, predictable=IDS, token_counts=COUNTS
+        config,
+        bos_id=1,
+        mask_id=2,
+        predictable=IDS,
+        chunk_tokens=8192,
+        token_counts=COUNTS,
     )
 
 
