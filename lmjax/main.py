@@ -175,10 +175,11 @@ def _run(source: str, argv: Sequence[str]) -> None:
         cache = pathlib.Path(_CACHE.value).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    run_mode = getattr(modes, modes.MODES[_MODE.value])
     command = f"python -m lmjax.main {shlex.join(sys.argv[1:])}"
     with processes.together(config.parallel, command=command):
         checks.check(config, num_devices=jax.device_count())
-        modes.MODES[_MODE.value](config, workdir)
+        run_mode(config, workdir)
 
 
 def _with_corpus(

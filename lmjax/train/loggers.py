@@ -1,10 +1,11 @@
 """Where a run's figures go: terminal, log.txt, metrics.jsonl, TensorBoard, W&B."""
 
+import contextlib
 import json
 import logging
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -170,12 +171,26 @@ def _keep_lines(path: pathlib.Path, step: int, at_step: Mapping[str, bool]) -> N
 
 
 def _tensorboard(folder: pathlib.Path, start_step: int) -> Any:
-    import tensorboardX
+    with _without("torch"):  # only to name a type, and it takes seconds to import
+        import tensorboardX
 
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     return tensorboardX.SummaryWriter(
         str(folder), purge_step=start_step + 1 if start_step else None
     )
+
+
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Has an optional module seem absent, unless it is imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # what makes an import of it fail
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _wandb(config: LogConfig, workdir: pathlib.Path) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lmjax.config.choices import AcquisitionEdition
 from lmjax.core.errors import UserError
@@ -243,7 +243,8 @@ def _p_value(r: float, n: int) -> float:
     """Two-sided, of a Pearson correlation over n pairs, by Student's t."""
     if abs(r) >= 1:
         return 0.0
-    return float(2 * stats.t.sf(abs(r) * math.sqrt((n - 2) / (1 - r * r)), n - 2))
+    t = abs(r) * math.sqrt((n - 2) / (1 - r * r))
+    return float(2 * special.stdtr(n - 2, -t))
 
 
 def _word_json(word: WordAges) -> dict[str, Any]:

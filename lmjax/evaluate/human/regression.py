@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lmjax.core.errors import UserError
 
@@ -94,7 +94,7 @@ def explain(
         gain=100 * removed / without if without > 0 else 0.0,
         coefficient=coefficient,
         t=t,
-        p=float(2 * stats.t.sf(abs(t), n - k)),
+        p=float(2 * special.stdtr(n - k, -abs(t))),
         r2=_share(rest, total),
         r2_controls=_share(without, total),
         aic=_aic(rest, n, k),
