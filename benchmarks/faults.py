@@ -59,7 +59,8 @@ PREPARES = ("tokenizer", "shards", ANY)  # with a cache of its own, empty
 AGAIN = ("start", "steps", "save", "milestone")  # what second and third kills aim at
 TRIES = 5  # to kill a run before it ends
 UNFINISHED = ".orbax-checkpoint-tmp"
-TIMINGS = ("seconds", "tokens_per_second", "cache_dir")  # and where a cache stands
+# And where a cache stands.
+TIMINGS = ("seconds", "spent", "tokens_per_second", "cache_dir")
 LIMIT = 600  # seconds after which a start hangs
 POLL = 0.005  # seconds between looks at a run, which go off its own time
 

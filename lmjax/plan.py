@@ -96,11 +96,7 @@ def plan_lines(
             f"{params:,} = {embedding:,} embeddings and head + "
             f"{params - embedding:,} body",
         ),
-        (
-            "tokens",
-            f"{tokens:,} per step = {config.train.batch_size} windows of "
-            f"{config.data.sequence_length}, in {run.num_microbatches} pass(es)",
-        ),
+        ("tokens", _tokens(config, run)),
         (
             "length",
             f"{total:,} steps = {epochs:,.2f} epochs = "
@@ -128,6 +124,8 @@ def plan_lines(
         rows.append(("milestones", f"{len(kept)}: {names}{last}"))
     if config.data.weights or config.data.max_epochs:
         rows.append(("mixture", _mixture(config, prepared, total)))
+    if run.profiled[0]:
+        rows.append(("profile", f"steps {run.profiled[0]:,} to {run.profiled[1]:,}"))
     if start_step:
         rows.append(("resumes", f"after step {start_step:,}"))
     if peak_flops:
@@ -152,6 +150,15 @@ def _mixture(config: Config, prepared: Prepared, total_steps: int) -> str:
     return "passes over " + ", ".join(
         f"{each.source} {count:.2f}"
         for each, count in zip(records, passes, strict=True)
+    )
+
+
+def _tokens(config: Config, run: Run) -> str:
+    """What a step reads, and in how many passes."""
+    rows, length = config.train.batch_size, config.data.sequence_length
+    return (
+        f"{rows * length:,} per step = {rows} windows of {length}, in "
+        f"{run.num_microbatches} pass(es){run.why_so_many}"
     )
 
 

@@ -154,6 +154,7 @@ def table(summary: dict[str, Any]) -> str:
         f"trained            {summary['steps']:,} steps, {summary['tokens_seen']:,} "
         f"tokens, {summary['words_seen']:,} words, {summary['seconds']:,.0f} s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s",
+        f"time               {_spent(summary['spent'])}",
         f"held-out text      {total['tokens']:,} tokens, {total['words']:,} words in "
         f"{total['windows']:,} windows",
         f"estimator          {total['estimator']} ({total['kind']}; "
@@ -182,6 +183,13 @@ def table(summary: dict[str, Any]) -> str:
         )
         lines += [f"  {k:<34}{v:>6.1%}" for k, v in pairs["phenomena"].items()]
     return "\n".join(lines)
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """What the time of the run went to, of all starts, each as its share."""
+    total = max(sum(seconds.values()), 1e-9)
+    shares = (f"{name} {spent / total:.1%}" for name, spent in seconds.items())
+    return f"{', '.join(shares)} of {total:,.0f} s"
 
 
 def _noise(total: dict[str, Any]) -> str:

@@ -39,6 +39,15 @@ class Run:
     optimizer: optax.GradientTransformation
     step: TrainStep
     state_maker: StateMaker
+    profiled: tuple[int, int] = (0, 0)  # first and last step of a trace; 0: none
+    why_so_many: str = ""  # microbatches, where they were not asked for
+
+    def with_microbatches(self, count: int, why: str) -> "Run":
+        """The same run, each batch cut into another number of forward passes."""
+        step = dataclasses.replace(self.step, num_microbatches=count)
+        return dataclasses.replace(
+            self, num_microbatches=count, step=step, why_so_many=why
+        )
 
 
 def build_run(
@@ -115,6 +124,7 @@ def build_run(
             mesh=system.mesh,
             guard=guard,
         ),
+        profiled=_profiled(config.log.profile, total),
     )
 
 
@@ -149,6 +159,24 @@ def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
             else "lower train.batch_size, or allow more passes in data.max_epochs",
         )
     return dataclasses.replace(scale, total_steps=total)
+
+
+def _profiled(text: str, total_steps: int) -> tuple[int, int]:
+    """First and last step of the trace that is asked for; zeros where none is.
+
+    Raises:
+      ConfigError: the run ends before.
+    """
+    if not text:
+        return 0, 0
+    first, last = durations.step_range(text)
+    if last > total_steps:
+        raise ConfigError(
+            f"the run ends after step {total_steps:,}",
+            where=f"log.profile={text!r}",
+            remedy="name earlier steps, after the first ones, which are slower",
+        )
+    return first, last
 
 
 def _max_words(config: Config) -> int:

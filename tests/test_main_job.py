@@ -7,6 +7,7 @@ matter in a process of its own.
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,7 @@ REPORT_FIELDS = {
     "tokens_seen",
     "words_seen",
     "seconds",
+    "spent",
     "tokens_per_second",
     "eval",
 }
@@ -124,7 +126,7 @@ def _config(corpus: Path, objective: str) -> Config:
         generate=GenerateConfig(
             every="6 steps", prompts=("the dog",), max_new_tokens=4, steps=2
         ),
-        log=LogConfig(every="3 steps", tensorboard=False),
+        log=LogConfig(every="3 steps", tensorboard=False, profile="steps 4-5"),
     )
     fields.assign(config, OBJECTIVE[objective])
     return config
@@ -241,7 +243,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     expected, progress = _saved(finished.folder, config)
     found, resumed = _saved(run, config)
     assert progress["step"] == STEPS and progress["words"] > 0
-    assert progress.pop("seconds") != resumed.pop("seconds")  # two runs, not one
+    for name in ("seconds", "spent"):
+        assert progress.pop(name) != resumed.pop(name)  # two runs, not one
     assert resumed == progress
     assert any("ema" in name for name in expected)
     assert any("opt_state" in name for name in expected)
@@ -278,7 +281,12 @@ def test_a_run_leaves_what_it_promises(finished: Finished) -> None:
     assert [sample["step"] for sample in samples] == [6, 6, STEPS, STEPS]
     assert all(sample["text"].startswith("the dog") for sample in samples)
     assert load.load_config(str(folder / "config.json")) == finished.config
+    assert list(folder.rglob("profile/**/*.xplane.pb"))
+    spent = {"train", "data", "evaluate", "generate", "save", "compile", "prepare"}
+    assert report["spent"].keys() == spent
+    assert sum(report["spent"].values()) >= report["seconds"]
     log = (folder / "log.txt").read_text()
+    assert re.search(r"time +train [0-9.]+%, data [0-9.]+%, evaluate", log)
     for promised in ("parameters", "attention", "loss", "bits/word", "eta", "--mode"):
         assert promised in log
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())

@@ -79,7 +79,13 @@ def check(config: Config, *, num_devices: int = 1) -> None:
     wrong = {problem.field for problem in problems}
     values = fields.values(config)
     right = {name: value for name, value in values.items() if name not in wrong}
-    for check_each in (_check_ranges, _check_durations, _check_clock, _check_text):
+    for check_each in (
+        _check_ranges,
+        _check_durations,
+        _check_clock,
+        _check_profile,
+        _check_text,
+    ):
         problems += check_each(right)
     wrong = {problem.field for problem in problems}
     values["objective"] = config.objective
@@ -174,6 +180,15 @@ def _check_clock(values: dict[str, Any]) -> Iterator[Problem]:
             continue
         if seconds == 0 and not may_be_zero:
             yield Problem(name, text, "must be above 0", remedy)
+
+
+def _check_profile(values: dict[str, Any]) -> Iterator[Problem]:
+    text = values.get("log.profile", "")
+    try:
+        _ = text and durations.step_range(text)
+    except ValueError:
+        rule = "must be the first and the last of the steps that are traced, from 1"
+        yield Problem("log.profile", text, rule, 'write "steps 20-25", for example')
 
 
 def _check_text(values: dict[str, Any]) -> Iterator[Problem]:

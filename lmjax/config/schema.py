@@ -199,7 +199,8 @@ class TrainConfig:
     budget: str = "10 epochs"  # length of the run; one in words is never exceeded
     max_words: int = 0  # whitespace words seen at most, repeats included; 0: no limit
     batch_size: int = 256  # sequences per optimizer step, over all devices
-    microbatch_size: int = 0  # sequences per forward pass; 0 means batch_size
+    microbatch_size: int = 0  # sequences per forward pass; 0 takes the most that the
+    # compiler says fits the device, and batch_size where the device tells no limit
     precision: Precision = Precision.AUTO
     remat: Remat = Remat.NONE
     loss_chunk_tokens: int = 0  # tokens per device whose logits exist at once; 0: as
@@ -309,6 +310,8 @@ class LogConfig:
     tensorboard: bool = True
     wandb: bool = False  # needs the extra "wandb"
     wandb_project: str = "lmjax"
+    profile: str = ""  # steps whose trace goes to profile/ in the run folder, such as
+    # "steps 20-25", for TensorBoard and xprof; empty: none
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _PATTERN = re.compile(
     r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([KMB]?)\s*([a-z]+|%)\s*", re.I
 )
+_RANGE = re.compile(r"\s*steps?\s+([0-9]+)\s*-\s*([0-9]+)\s*", re.I)
 _CLOCK = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", re.I)
 
 
@@ -92,6 +93,19 @@ def to_steps(text: str, scale: RunScale) -> int:
                 raise ValueError(f"{text!r}: a share of the run needs the run's length")
             steps = round(duration.amount / 100 * scale.total_steps)
     return max(1, steps)
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """First and last step of "steps 20-25", counted from 1.
+
+    Raises:
+      ValueError: when the text is no such range, or an empty one.
+    """
+    match = _RANGE.fullmatch(text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f'{text!r} is no range of steps, such as "steps 20-25"')
+    return first, last
 
 
 def to_seconds(text: str) -> float:

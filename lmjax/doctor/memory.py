@@ -14,7 +14,7 @@ _SIGNS = ("resource_exhausted", "out of memory", "out_of_memory", "alloc_failed"
 _OF_KERNELS = ("shared memory", "memory space vmem", "memory space smem")
 # Share of a device's memory that a program may plan with: the rest goes to fragments,
 # and to what evaluation holds beside the state.
-_USABLE = 0.95
+USABLE = 0.95
 _FIGURES = 4  # of smaller microbatches, told where a device does not say its memory
 _NOTHING_FITS = (
     "no smaller step fits: choose a smaller model, or spread it over more devices with "
@@ -112,7 +112,7 @@ def advice(
     }
     further = {flag: (other, size) for flag, other in others.items()}
     if limit_bytes:
-        usable = int(_USABLE * limit_bytes)
+        usable = int(USABLE * limit_bytes)
         found = [
             *itertools.islice(_fitting(ways, usable), 1),
             *_fitting(further, usable),
@@ -132,6 +132,28 @@ def advice(
     of = f" of {format_bytes(limit_bytes)}" if limit_bytes else ""
     needs = f", which needs {format_bytes(planned)}{of} per device" if planned else ""
     return UserError(f"out of memory while {what}{needs}", where=where, remedy=remedy)
+
+
+def largest_fitting(
+    measure: Callable[[int], int],
+    *,
+    batch_size: int,
+    size: int,
+    limit_bytes: int,
+    multiple: int = 1,
+    agree: Callable[[bool], bool] = bool,
+) -> int:
+    """The first microbatch, of `size` and its halves, that fits; 0 where none does.
+
+    Args:
+      measure, batch_size, limit_bytes, multiple: see `advice`.
+      agree: whether all processes found that it fits; all ask as often.
+    """
+    for tried in (size, *_halves(batch_size, size, multiple)):
+        planned = _planned(measure, tried)
+        if agree(planned is not None and planned <= USABLE * limit_bytes):
+            return tried
+    return 0
 
 
 def _halves(batch_size: int, size: int, multiple: int) -> Iterator[int]:

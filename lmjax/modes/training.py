@@ -12,23 +12,24 @@ import jax
 
 from lmjax import experiment, plan, report, training_run
 from lmjax.config import serialize
-from lmjax.config.schema import Config, Remat
+from lmjax.config.schema import Config
 from lmjax.core import durations, rng
-from lmjax.core.errors import UserError
-from lmjax.data.batch import Batch, synthetic
+from lmjax.data.batch import Batch
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
 from lmjax.evaluate.likelihood import Scorer
 from lmjax.experiment import System
+from lmjax.modes import fitting
 from lmjax.modes.generation import build_generator, check_prompts
 from lmjax.parallel import hosts, notices
 from lmjax.run_folder import RunFolder
 from lmjax.sampling.prompts import Generator
 from lmjax.starting_weights import begin_with
 from lmjax.train import loop
-from lmjax.train.clock import Clock
+from lmjax.train.clock import Clock, TimeSpent
 from lmjax.train.loggers import RunLogger
 from lmjax.train.milestones import name_of
+from lmjax.train.profile import ProfiledStep
 from lmjax.train.progress import Progress
 from lmjax.train.state import TrainState
 from lmjax.train.stopping import Stopped, StopSignal
@@ -41,7 +42,7 @@ def plan_only(config: Config, workdir: pathlib.Path) -> None:
     prepared = experiment.prepare_corpus(config)
     system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
     run = training_run.build_run(config, system, prepared)
-    compiled = _compile(config, system, run)
+    run, compiled = fitting.fit(config, system, prepared, run)
     for line in _plan(config, system, run, prepared, compiled, start_step=0):
         print(line)
     print(f"run folder: {workdir} (nothing was written)")
@@ -53,6 +54,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     Raises:
       Stopped: when it was asked to stop before there was anything to save.
     """
+    spent = TimeSpent("prepare")
     after, told = config.train.stop_after, f"train.stop_after={config.train.stop_after}"
     with (
         StopSignal(durations.to_seconds(after), told) as stop,
@@ -99,6 +101,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
                     logger=logger,
                     stop=stop,
                     watchdog=watchdog,
+                    spent=spent,
                 )
                 start.train()
 
@@ -116,9 +119,11 @@ class _Start:
     logger: RunLogger
     stop: StopSignal
     watchdog: Watchdog
+    spent: TimeSpent
 
     def __post_init__(self) -> None:
         self._began, self._before = time.perf_counter(), self.progress.seconds
+        self.spent.add(self.progress.spent)
         self._again = f"python -m lmjax.main --workdir {self.folder.path}"
         self._scorer = Scorer(
             self.system.model.bind, self.system.objective, self.system.mesh
@@ -128,7 +133,7 @@ class _Start:
     def train(self) -> None:
         """Trains, and ends as a run ends: with a report, or with how to go on."""
         try:
-            with self.stop.interruptible("compiling"):
+            with self.spent.on("compile"), self.stop.interruptible("compiling"):
                 compiled = self._compile()
                 state = self._first_state()
         except Stopped as stopped:
@@ -138,15 +143,15 @@ class _Start:
             )
             return
         hooks = self._hooks()
-        with _memory_explained(self.config, self.system, self.prepared, "training"):
+        with (
+            fitting.memory_explained(
+                self.config, self.system, self.prepared, "training"
+            ),
+            self.spent.on("train"),
+        ):
             state, finished = self._loop(state, compiled, hooks)
-        if finished:
-            self._kept.finish(
-                state.evaluation_params, self.progress, self.run.intervals.max_words
-            )
-        self._save(state, self.progress)
-        self.folder.wait()
-        self._kept.close()
+        with self.spent.on("save"):
+            self._end(state, finished)
         if not finished:
             self.logger.line(
                 f"stopped by {self.stop.name or 'another process'} after step "
@@ -161,12 +166,32 @@ class _Start:
                 f"and samples: {self._again}"
             )
 
+    def _end(self, state: TrainState, finished: bool) -> None:
+        """Saves what was trained, and waits for it."""
+        if finished:
+            self._kept.finish(
+                state.evaluation_params, self.progress, self.run.intervals.max_words
+            )
+        self._save(state, self.progress)
+        self.folder.wait()
+        self._kept.close()
+
     def _compile(self) -> Any:
         """The step's executable, and the plan that it allows, told to the logger."""
         step, logger = self.folder.start_step, self.logger
         what = "compiling the training step"
-        with _memory_explained(self.config, self.system, self.prepared, what):
-            compiled = _compile(self.config, self.system, self.run)
+        with fitting.memory_explained(self.config, self.system, self.prepared, what):
+            self.run, compiled = fitting.fit(
+                self.config,
+                self.system,
+                self.prepared,
+                self.run,
+                chosen=self.progress.microbatch_size,
+            )
+        batch_size = self.config.train.batch_size
+        size = batch_size // self.run.num_microbatches
+        self.progress.microbatch_size = size
+        self.config = fitting.with_microbatch(self.config, size)
         lines = _plan(
             self.config, self.system, self.run, self.prepared, compiled, start_step=step
         )
@@ -192,10 +217,18 @@ class _Start:
         self, state: TrainState, compiled: Any, hooks: loop.Hooks
     ) -> tuple[TrainState, bool]:
         run = self.run
-        return loop.train(
+        step = ProfiledStep(
+            compiled,
+            first=run.profiled[0],
+            last=run.profiled[1],
+            start_step=self.folder.start_step,
+            folder=self.folder.path / "profile",
+            tell=self.logger.line,
+        )
+        train = functools.partial(
+            loop.train,
             state=state,
             progress=self.progress,
-            step=compiled,
             batches=training_run.train_batches(
                 self.config, self.prepared, self.folder.start_step
             ),
@@ -207,17 +240,23 @@ class _Start:
                 total_steps=run.intervals.total,
                 flops_per_token=plan.training_flops_per_token(self.config, self.system),
                 peak_flops=_peak(self.system),
+                spent=self.spent,
             ),
             steps_per_epoch=run.scale.steps_per_epoch,
             stop=self.stop,
         )
+        if not run.profiled[0]:
+            return train(step=compiled)
+        with step:
+            return train(step=step)
 
     def _close(self, state: TrainState, hooks: loop.Hooks) -> None:
         """The figures and texts of a run that is finished."""
         logger, step = self.logger, self.progress.step
         if self.run.intervals.generate:
-            hooks.generate(state, step)
-        with self.stop.interruptible("evaluating"):
+            with self.spent.on("generate"):
+                hooks.generate(state, step)
+        with self.spent.on("evaluate"), self.stop.interruptible("evaluating"):
             summary = report.make(
                 self.config,
                 self.prepared,
@@ -226,6 +265,7 @@ class _Start:
                 state.evaluation_params,
                 self.progress,
             )
+        summary["spent"] = self.spent.read()
         logger.metrics(step, "final", report.scalars(summary))
         for line in report.table(summary).splitlines():
             logger.line(line)
@@ -238,6 +278,7 @@ class _Start:
     def _count_seconds(self) -> None:
         seconds = time.perf_counter() - self._began
         self.progress.seconds = self._before + seconds
+        self.progress.spent = self.spent.read()
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         self._count_seconds()
@@ -317,63 +358,6 @@ class _Start:
             explain=self.run.step.explain,
             ended=self.watchdog.beat,
         )
-
-
-def _compile(config: Config, system: System, run: Run) -> Any:
-    batch = synthetic(
-        config.train.batch_size,
-        config.data.sequence_length,
-        document_mask=config.data.document_mask,
-    )
-    return run.step.compile(run.state_maker.abstract(), batch, system.mesh)
-
-
-@contextlib.contextmanager
-def _memory_explained(
-    config: Config, system: System, prepared: Prepared, what: str
-) -> Iterator[None]:
-    """Turns an error for want of memory into advice; every other one passes through.
-
-    Args:
-      what: is done meanwhile, such as "compiling the training step".
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        raise _less_memory(config, system, prepared, what) from error
-
-
-def _less_memory(
-    config: Config, system: System, prepared: Prepared, what: str
-) -> UserError:
-    """What would fit the devices, by the compiler's own figures."""
-
-    def measure(remat: Remat, microbatch_size: int) -> int:
-        train = dataclasses.replace(
-            config.train, microbatch_size=microbatch_size, remat=remat
-        )
-        changed = dataclasses.replace(config, train=train)
-        system = experiment.build_system(changed, prepared.tokenizer, prepared=prepared)
-        run = training_run.build_run(changed, system, prepared)
-        return memory.program_bytes(_compile(changed, system, run))
-
-    device = system.mesh.devices.flat[0]
-    return memory.advice(
-        what,
-        functools.partial(measure, config.train.remat),
-        batch_size=config.train.batch_size,
-        microbatch_size=config.train.microbatch_size,
-        limit_bytes=memory.device_bytes(device),
-        multiple=system.mesh.shape["data"] * system.mesh.shape["fsdp"],
-        others={
-            f"--config.train.remat={remat.value}": functools.partial(measure, remat)
-            for remat in (Remat.DOTS, Remat.FULL)
-            if config.train.remat not in (remat, Remat.FULL)
-        },
-        where=f"{device.device_kind}, {system.mesh.size} of them",
-    )
 
 
 def _peak(system: System) -> float:

@@ -33,6 +33,11 @@ def sum_over_hosts(number: int) -> int:
     return int(np.sum(multihost_utils.process_allgather(np.int64(number))))
 
 
+def all_agree(yes: bool) -> bool:
+    """Whether every host says yes; all must ask, and wait for each other."""
+    return sum_over_hosts(int(yes)) == jax.process_count()
+
+
 class Votes:
     """Agreements on what to do next, at which no process waits for another.
 

@@ -119,7 +119,7 @@ def train(
       UserError: when too many updates in a row were skipped.
     """
     log = _Log(progress, logger, clock, intervals, hooks, steps_per_epoch)
-    pauses = _Pauses(progress, intervals, hooks, logger, hosts.Votes(mesh), stop)
+    pauses = _Pauses(progress, intervals, hooks, logger, clock, hosts.Votes(mesh), stop)
     words = progress.words
     sharding = rules.batch_sharding(mesh)
     counts_words = intervals.max_words > 0 or bool(intervals.milestones)
@@ -127,11 +127,9 @@ def train(
         for number in range(progress.step, intervals.total):
             if pauses.due(number):
                 log.read_pending()
-                clock.pause()
                 if not pauses.take(state):
                     return state, False
-                clock.go()
-            with stop.interruptible("waiting for data"):
+            with clock.spent.on("data"), stop.interruptible("waiting for data"):
                 batch = next(batches)
             before = words
             if counts_words:
@@ -144,9 +142,8 @@ def train(
             log.pending = metrics
             if reached := intervals.reached(before, words):
                 log.read_pending()
-                clock.pause()
-                hooks.milestone(state, reached, progress)
-                clock.go()
+                with clock.paused("save"):
+                    hooks.milestone(state, reached, progress)
     except Stopped:
         log.read_pending()
         return state, False
@@ -162,6 +159,7 @@ class _Pauses:
     intervals: Intervals
     hooks: Hooks
     logger: RunLogger
+    clock: Clock
     votes: hosts.Votes
     stop: StopSignal
 
@@ -199,19 +197,23 @@ class _Pauses:
         if self._asked & _STOP:
             return False
         for name in self._names:
-            match name:
-                case "evaluate":
-                    values = self.hooks.evaluate(state, step)
-                    self.logger.metrics(step, "valid", values)
-                    self.progress.score = values["nll_per_token"]
-                case "generate":
-                    self.hooks.generate(state, step)
-                case "save":
-                    self.hooks.save(state, self.progress)
-                    self._saved = time.monotonic()
+            with self.clock.paused(name):
+                self._do(name, state, step)
             if name != "save":
                 self.progress.done.append(name)
         return True
+
+    def _do(self, name: str, state: TrainState, step: int) -> None:
+        match name:
+            case "evaluate":
+                values = self.hooks.evaluate(state, step)
+                self.logger.metrics(step, "valid", values)
+                self.progress.score = values["nll_per_token"]
+            case "generate":
+                self.hooks.generate(state, step)
+            case "save":
+                self.hooks.save(state, self.progress)
+                self._saved = time.monotonic()
 
 
 @dataclasses.dataclass

@@ -19,6 +19,9 @@ class Progress:
       tokens: counted tokens seen.
       words: whitespace words seen.
       seconds: seconds spent training, over all starts.
+      spent: seconds over all starts by what they went to, see `clock.TimeSpent`.
+      microbatch_size: sequences per forward pass that the first start chose; 0 where
+        none has.
       lengths: lengths the run was given, in steps, as pairs: from which step on, and
         the length.
       sums: metric sums since the last log line.
@@ -32,6 +35,8 @@ class Progress:
     tokens: int = 0
     words: int = 0
     seconds: float = 0.0
+    spent: dict[str, float] = dataclasses.field(default_factory=dict)
+    microbatch_size: int = 0
     lengths: list[list[int]] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     done: list[str] = dataclasses.field(default_factory=list)

@@ -302,7 +302,7 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
         "generate.prompt_file",
         "generate.output",
     }
-    ruled = {"checkpoint.resume", "parallel.coordinator"}
+    ruled = {"checkpoint.resume", "parallel.coordinator", "log.profile"}
     ruled |= {*checks._DURATIONS, *checks._NOT_EMPTY, *checks._CLOCK}
     for name, kind in fields.schema_types().items():
         if kind in (int, float):

@@ -109,3 +109,11 @@ def test_times_of_the_clock_become_seconds(text: str, seconds: float) -> None:
 def test_what_is_no_time_of_the_clock_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="170 minutes"):
         durations.to_seconds(text)
+
+
+def test_ranges_of_steps() -> None:
+    assert durations.step_range("steps 20-25") == (20, 25)
+    assert durations.step_range(" Step 3 - 3") == (3, 3)
+    for text in ("20-25", "steps 20", "steps 5-4", "steps 0-4", "steps -1-4"):
+        with pytest.raises(ValueError, match="steps 20-25"):
+            durations.step_range(text)

@@ -28,7 +28,7 @@ from lmjax.config.schema import (
 )
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.evaluate.likelihood import Scorer
-from lmjax.modes import training
+from lmjax.modes import fitting, training
 from lmjax.run_folder import RunFolder
 from lmjax.sampling.prompts import Generator
 from lmjax.train.stopping import Stopped
@@ -102,7 +102,7 @@ def _batches(number: int) -> Callable[..., Iterator[Any]]:
 PHASES = {
     "preparing": (experiment, "prepare", 1, None),
     "building the model": (experiment, "build_mesh", 1, None),
-    "compiling": (training, "_compile", 1, "before the first step"),
+    "compiling": (fitting, "compile_step", 1, "before the first step"),
     "evaluating": (Scorer, "evaluate", 1, "after step 4"),
     "sampling": (Generator, "__call__", 1, "after step 4"),
     "saving": (RunFolder, "save", 1, "after step 3"),
