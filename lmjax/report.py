@@ -148,13 +148,14 @@ def scalars(summary: dict[str, Any]) -> dict[str, float]:
 def table(summary: dict[str, Any]) -> str:
     """The closing summary for a person."""
     total = summary["eval"]
+    spent = summary.get("spent")  # of a run that has just ended
     lines = [
         "",
         f"parameters         {summary['params']:,}",
         f"trained            {summary['steps']:,} steps, {summary['tokens_seen']:,} "
         f"tokens, {summary['words_seen']:,} words, {summary['seconds']:,.0f} s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s",
-        f"time               {_spent(summary['spent'])}",
+        *([f"time               {_spent(spent)}"] if spent else []),
         f"held-out text      {total['tokens']:,} tokens, {total['words']:,} words in "
         f"{total['windows']:,} windows",
         f"estimator          {total['estimator']} ({total['kind']}; "

@@ -261,10 +261,16 @@ class Precision(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass computes again instead of keeping."""
+    """What the backward pass computes again instead of keeping; from least to most.
+
+    DOTS keeps the outputs of all linear layers; NAMED those of attention alone, about
+    half as much, so that norms and the feed-forward block are computed again; FULL the
+    inputs of layers.
+    """
 
     NONE = "none"
     DOTS = "dots"
+    NAMED = "named"
     FULL = "full"
 
 

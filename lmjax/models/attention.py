@@ -5,12 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.core.types import KeyValueCache
 from lmjax.models.attention_kernels import AttentionFunction, chunked_attention
 from lmjax.models.linear import Linear
 from lmjax.models.norms import RMSNorm
 from lmjax.models.positions import rotate
+from lmjax.models.stack import KEPT
 
 
 class Rows(NamedTuple):
@@ -96,7 +98,9 @@ class Attention(nnx.Module):
         positions_BL = rows.positions_BL
         if positions_BL is None:
             positions_BL = jnp.arange(x_BLD.shape[1])[None]
-        q_BLNH, k_BLKH, v_BLKH = self._project(x_BLD, positions_BL)
+        q_BLNH, k_BLKH, v_BLKH = checkpoint_name(
+            self._project(x_BLD, positions_BL), KEPT
+        )
         y_BLNH = self.attend(
             q_BLNH,
             k_BLKH,
@@ -105,7 +109,7 @@ class Attention(nnx.Module):
             lengths_B=rows.lengths_B,
             segments_BL=rows.segments_BL,
         )
-        return self.output(y_BLNH)
+        return checkpoint_name(self.output(y_BLNH), KEPT)
 
     def read(
         self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array

@@ -14,9 +14,13 @@ from lmjax.config.schema import LayerLayout, Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
+# The name of what Remat.NAMED keeps: rotated queries, keys and values, and what attention
+# adds to the residual stream.
+KEPT = "kept"
 UNROLL_LIMIT = 24  # deeper stacks are scanned: unrolling them compiles too long
 
 _REMAT_POLICIES = {
+    Remat.NAMED: jax.checkpoint_policies.save_only_these_names(KEPT),
     Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,
 }

@@ -137,7 +137,7 @@ def less_memory(
         multiple=_rows_together(system),
         others={
             f"--config.train.remat={remat.value}": functools.partial(measure, remat)
-            for remat in (Remat.DOTS, Remat.FULL)
+            for remat in (Remat.DOTS, Remat.NAMED, Remat.FULL)
             if config.train.remat not in (remat, Remat.FULL)
         },
         where=f"{device.device_kind}, {system.mesh.size} of them",
