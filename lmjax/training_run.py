@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from lmjax.config.schema import Config, OptimConfig
+from lmjax.config.schema import Config, OptimConfig, TrainConfig
 from lmjax.core import durations
 from lmjax.core.errors import ConfigError
 from lmjax.data import pipeline
@@ -20,6 +20,7 @@ from lmjax.data.preparation.manifest import Prepared
 from lmjax.experiment import System
 from lmjax.optim.learning_rates import learning_rate, over_lengths
 from lmjax.optim.optimizers import build_optimizer
+from lmjax.parallel import rules
 from lmjax.train import milestones
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Intervals
@@ -72,6 +73,7 @@ def build_run(
             warmup_steps,
             total,
         )
+    _check_offload(config.train, system.mesh.local_mesh.devices.flat[0])
     schedule = _learning_rate(config.optim, scale, lengths or [[0, total]])
     max_words = _max_words(config)
     optimizer = build_optimizer(config.optim, schedule)
@@ -115,6 +117,7 @@ def build_run(
             total_steps=total,
             names=system.model.names,
             guard=guard,
+            offload=config.train.offload_optimizer,
         ),
         state_maker=StateMaker(
             init=system.model.init,
@@ -123,6 +126,7 @@ def build_run(
             use_ema=config.optim.ema_decay > 0,
             mesh=system.mesh,
             guard=guard,
+            offload=config.train.offload_optimizer,
         ),
         profiled=_profiled(config.log.profile, total),
     )
@@ -159,6 +163,18 @@ def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
             else "lower train.batch_size, or allow more passes in data.max_epochs",
         )
     return dataclasses.replace(scale, total_steps=total)
+
+
+def _check_offload(config: TrainConfig, device: jax.Device) -> None:
+    """Raises ConfigError where the optimizer's state can't stay with the host."""
+    if config.offload_optimizer and not rules.has_host_memory(device):
+        kinds = ", ".join(sorted(m.kind for m in device.addressable_memories()))
+        raise ConfigError(
+            f"{device.device_kind} reads no memory of its host (it has: {kinds})",
+            where="train.offload_optimizer=True",
+            remedy="set it to false; --config.parallel.fsdp=N spreads the optimizer's "
+            "state over N devices instead",
+        )
 
 
 def _profiled(text: str, total_steps: int) -> tuple[int, int]:

@@ -205,6 +205,8 @@ class TrainConfig:
     remat: Remat = Remat.NONE
     loss_chunk_tokens: int = 0  # tokens per device whose logits exist at once; 0: as
     # many as suit the device
+    offload_optimizer: bool = False  # whether moments stay in the host's memory and
+    # visit the device in each step: it needs less memory, and is slower
     stop_after: str = "0"  # time of the clock, such as "170 minutes", after which a
     # start saves, ends and says how to go on
     max_bad_steps: int = 10  # updates in a row that are skipped, for a loss or gradient

@@ -14,8 +14,8 @@ from lmjax.config.schema import LayerLayout, Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
-# The name of what Remat.NAMED keeps: rotated queries, keys and values, and what attention
-# adds to the residual stream.
+# The name of what Remat.NAMED keeps: rotated queries, keys and values, and what
+# attention adds to the residual stream.
 KEPT = "kept"
 UNROLL_LIMIT = 24  # deeper stacks are scanned: unrolling them compiles too long
 

@@ -6,6 +6,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+HOST = "pinned_host"  # the host's memory, as JAX calls the part that devices read
 BATCH_AXES = ("data", "fsdp")
 
 # Logical name of a parameter's dimension -> mesh axis that splits it.
@@ -56,6 +57,20 @@ def param_shardings(params: Any, names: Any, mesh: Mesh) -> Any:
         params,
         names,
     )
+
+
+def has_host_memory(device: jax.Device) -> bool:
+    """Whether programs of a device can keep arrays in the memory of its host."""
+    return any(memory.kind == HOST for memory in device.addressable_memories())
+
+
+def on_host(shardings: Any, shapes: Any) -> Any:
+    """The same shardings in the hosts' memory, but for scalars."""
+
+    def move(sharding: NamedSharding, leaf: Any) -> NamedSharding:
+        return sharding.with_memory_kind(HOST) if leaf.ndim else sharding
+
+    return jax.tree.map(move, shardings, shapes)
 
 
 def optimizer_shardings(

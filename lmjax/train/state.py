@@ -50,6 +50,8 @@ class StateMaker:
       use_ema: whether the state carries an average.
       mesh: where the arrays live.
       guard: which updates are left out.
+      offload: whether the optimizer's state lies in the hosts' memory, see
+        `rules.on_host`.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -58,6 +60,7 @@ class StateMaker:
     use_ema: bool
     mesh: Mesh
     guard: Guard = dataclasses.field(default_factory=Guard)
+    offload: bool = False
 
     def _fresh(self, key: jax.Array) -> TrainState:
         params = self.init(key)
@@ -77,12 +80,15 @@ class StateMaker:
         """
         shapes = jax.eval_shape(self._fresh, jax.random.key(0))
         params = rules.param_shardings(shapes.params, self.names, self.mesh)
+        moments = rules.optimizer_shardings(
+            self.optimizer, shapes.opt_state, params, self.mesh
+        )
+        if self.offload:
+            moments = rules.on_host(moments, shapes.opt_state)
         shardings = TrainState(
             step=rules.replicated(self.mesh),
             params=params,
-            opt_state=rules.optimizer_shardings(
-                self.optimizer, shapes.opt_state, params, self.mesh
-            ),
+            opt_state=moments,
             ema=params if self.use_ema else {},
             guard=jax.tree.map(lambda _: rules.replicated(self.mesh), shapes.guard),
         )

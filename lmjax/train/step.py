@@ -36,6 +36,8 @@ class TrainStep:
       total_steps: length of the run, for objectives that change in its course.
       names: logical dimension names of each parameter.
       guard: which updates are left out.
+      offload: whether the optimizer's state lies in the hosts' memory, and is brought
+        to the devices for the update; where it returns to, `compile` says.
     """
 
     bind: Callable[[PyTree], LanguageModel]
@@ -49,6 +51,7 @@ class TrainStep:
     total_steps: int
     names: PyTree = dataclasses.field(hash=False)  # a dict, and jit hashes the step
     guard: Guard = dataclasses.field(default_factory=Guard)
+    offload: bool = False
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         progress = jnp.minimum(state.step / self.total_steps, 1.0)
@@ -67,14 +70,15 @@ class TrainStep:
         good, memory, judged = self.guard.judge(
             state.guard, loss.total, loss.weight, norm
         )
-        updates, opt_state = self.optimizer.update(
-            gradients, state.opt_state, state.params
-        )
+        old_state = state.opt_state
+        if self.offload:
+            old_state = jax.device_put(old_state, jax.memory.Space.Device)
+        updates, opt_state = self.optimizer.update(gradients, old_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if self.ema_decay:
             ema = update_ema(ema, params, state.step, self.ema_decay)
-        before = (state.params, state.opt_state, state.ema)
+        before = (state.params, old_state, state.ema)
         params, opt_state, ema = guards.keep_good(
             good, (params, opt_state, ema), before
         )
