@@ -48,7 +48,7 @@ from lmjax.objectives.autoregressive import Autoregressive
 from lmjax.objectives.base import Objective
 from lmjax.objectives.cross_entropy import default_chunk_tokens
 from lmjax.parallel.mesh import build_mesh
-from lmjax.parallel.rules import BATCH_AXES
+from lmjax.parallel.rules import BATCH_AXES, Layout
 from lmjax.sampling.prompts import Generator
 
 
@@ -63,6 +63,11 @@ class System:
     model: Model
     objective: Objective
     num_predictable: int  # ids a model can predict: ln of it is the first loss
+
+    @functools.cached_property
+    def on_mesh(self) -> Model:
+        """The model for batches whose rows lie on the mesh."""
+        return self.model.on(Layout(self.mesh))
 
 
 def prepare_corpus(config: Config, *, repair: bool = False) -> Prepared:

@@ -96,7 +96,7 @@ def _sample_figures(
         special = system.tokenizer.special
         first_id = experiment.first_input(config.objective, special)
         accuracy = evaluate_pairs(
-            Scorer(system.model.bind, objective, system.mesh),
+            Scorer(system.on_mesh.bind, objective, system.mesh),
             params,
             pairs,
             opening=experiment.document_opening(config.data, special, first_id),

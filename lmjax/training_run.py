@@ -21,6 +21,7 @@ from lmjax.experiment import System
 from lmjax.optim.learning_rates import learning_rate, over_lengths
 from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel import rules
+from lmjax.parallel.rules import Layout
 from lmjax.train import milestones
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Intervals
@@ -84,6 +85,8 @@ def build_run(
         spike_window=config.train.spike_window,
         scales_loss=system.dtype == np.float16,
     )
+    use_dropout = config.model.dropout > 0
+    layout = Layout(system.mesh, replica_axis="" if use_dropout else "data")
     return Run(
         scale=scale,
         intervals=Intervals(
@@ -106,18 +109,22 @@ def build_run(
         schedule=schedule,
         optimizer=optimizer,
         step=TrainStep(
-            bind=system.model.bind,
-            objective=system.objective,
+            bind=system.model.on(layout).bind,
+            objective=dataclasses.replace(
+                system.objective,
+                chunk_tokens=system.objective.chunk_tokens // layout.num_replicas,
+            ),
             optimizer=optimizer,
             schedule=schedule,
             ema_decay=config.optim.ema_decay,
             num_microbatches=num_microbatches,
-            use_dropout=config.model.dropout > 0,
+            use_dropout=use_dropout,
             seed=config.seed,
             total_steps=total,
             names=system.model.names,
             guard=guard,
             offload=config.train.offload_optimizer,
+            layout=layout,
         ),
         state_maker=StateMaker(
             init=system.model.init,

@@ -46,6 +46,7 @@ from lmjax.objectives.masked_diffusion import MaskedDiffusion
 from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel import hosts, rules
 from lmjax.parallel.mesh import build_mesh
+from lmjax.parallel.rules import Layout
 from lmjax.train.guard import Guard
 from lmjax.train.state import StateMaker, TrainState
 from lmjax.train.step import TrainStep
@@ -181,12 +182,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         **model_fields: Any,
     ) -> Training:
         causal = objective == "autoregressive"
-        model = make_model(
-            causal=causal,
-            num_kv_heads=4 if causal else 2,
-            dropout=dropout,
-            **model_fields,
-        )
+        model_fields = {"num_kv_heads": 4 if causal else 2} | model_fields
+        model = make_model(causal=causal, dropout=dropout, **model_fields)
         process = MaskProcess(
             mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
         )
@@ -194,6 +191,11 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         guard = guard or Guard()
         optimizer = build_optimizer(OptimConfig(), schedule)
         data, fsdp, tensor = mesh
+        devices = build_mesh(
+            ParallelConfig(data=data, fsdp=fsdp, tensor=tensor),
+            jax.devices()[: data * fsdp * tensor],
+        )
+        layout = Layout(devices, replica_axis="" if dropout else "data")
         return Training(
             model=model,
             maker=StateMaker(
@@ -201,14 +203,11 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                 names=model.names,
                 optimizer=optimizer,
                 use_ema=ema_decay > 0,
-                mesh=build_mesh(
-                    ParallelConfig(data=data, fsdp=fsdp, tensor=tensor),
-                    jax.devices()[: data * fsdp * tensor],
-                ),
+                mesh=devices,
                 guard=guard,
             ),
             step=TrainStep(
-                bind=model.bind,
+                bind=model.on(layout).bind,
                 objective=Autoregressive(bos_id=1, chunk_tokens=64)
                 if causal
                 else MaskedDiffusion(process=process, chunk_tokens=64),
@@ -221,6 +220,7 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                 total_steps=100,
                 names=model.names,
                 guard=guard,
+                layout=layout,
             ),
             seed=seed,
         )

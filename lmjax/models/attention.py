@@ -13,6 +13,7 @@ from lmjax.models.linear import Linear
 from lmjax.models.norms import RMSNorm
 from lmjax.models.positions import rotate
 from lmjax.models.stack import KEPT
+from lmjax.parallel.rules import ONE_DEVICE, Layout
 
 
 class Rows(NamedTuple):
@@ -42,6 +43,7 @@ class Attention(nnx.Module):
       attend: implementation, see `attention_kernels`.
       rope_theta: base of the rotation; 0 where positions are no matter of attention.
       output_scale: multiplies the initial output projection.
+      layout: where activations lie: heads apart from each other, the width whole.
       qk_norm: RMSNorm of queries and keys over H, before the rotation.
     """
 
@@ -60,9 +62,11 @@ class Attention(nnx.Module):
         use_bias: bool,
         output_scale: float,
         dtype: jnp.dtype,
+        layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ):
         self.causal, self.attend, self.rope_theta = causal, attend, rope_theta
+        self.layout = layout
 
         def project(heads: int, name: str) -> Linear:
             return Linear(
@@ -98,6 +102,7 @@ class Attention(nnx.Module):
         positions_BL = rows.positions_BL
         if positions_BL is None:
             positions_BL = jnp.arange(x_BLD.shape[1])[None]
+        x_BLD = self.layout(x_BLD, "batch", None, None)
         q_BLNH, k_BLKH, v_BLKH = checkpoint_name(
             self._project(x_BLD, positions_BL), KEPT
         )
@@ -109,7 +114,9 @@ class Attention(nnx.Module):
             lengths_B=rows.lengths_B,
             segments_BL=rows.segments_BL,
         )
-        return checkpoint_name(self.output(y_BLNH), KEPT)
+        y_BLNH = self.layout(y_BLNH, "batch", None, "heads", None)
+        y_BLD = self.layout(self.output(y_BLNH), "batch", "sequence", None)
+        return checkpoint_name(y_BLD, KEPT)
 
     def read(
         self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array
@@ -168,4 +175,6 @@ class Attention(nnx.Module):
         if self.rope_theta:
             q_BLNH = rotate(q_BLNH, positions_BL, self.rope_theta)
             k_BLKH = rotate(k_BLKH, positions_BL, self.rope_theta)
-        return q_BLNH, k_BLKH, v_BLKH
+        q_BLNH = self.layout(q_BLNH, "batch", None, "heads", None)
+        k_BLKH = self.layout(k_BLKH, "batch", None, "kv_heads", None)
+        return q_BLNH, k_BLKH, self.layout(v_BLKH, "batch", None, "kv_heads", None)

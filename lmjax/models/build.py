@@ -11,6 +11,7 @@ from lmjax.config.schema import Backbone, ModelConfig
 from lmjax.core.types import PyTree
 from lmjax.models.dit import DiT
 from lmjax.models.transformer import Setting, Transformer
+from lmjax.parallel.rules import Layout
 
 VOCABULARY_MULTIPLE = 128  # rows of the embedding are padded to this, for the hardware
 
@@ -59,6 +60,17 @@ class Model:
         state = jax.tree.map(lambda leaf: leaf, self.template)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graph, state)
+
+    def on(self, layout: Layout) -> "Model":
+        """The same model with its activations laid out over a mesh, as `bind` gives it.
+
+        It reads batches whose rows lie there.
+        """
+        if not layout.is_split:
+            return self
+        return build_model(
+            self.config, dataclasses.replace(self.setting, layout=layout)
+        )
 
 
 def build_model(config: ModelConfig, setting: Setting) -> Model:

@@ -166,7 +166,8 @@ class DiT(nnx.Module):
             remat=self.setting.remat,
         )
         shift, scale = self.final_modulation(condition_BE)
-        return modulated(self.final_norm, x_BLD, shift, scale)
+        x_BLD = modulated(self.final_norm, x_BLD, shift, scale)
+        return self.vocabulary.layout(x_BLD, "batch", None, None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `Vocabulary.logits`."""

@@ -6,6 +6,7 @@ from flax import nnx
 
 from lmjax.config.schema import MLPKind
 from lmjax.models.linear import Linear
+from lmjax.parallel.rules import ONE_DEVICE, Layout
 
 
 class MLP(nnx.Module):
@@ -24,9 +25,10 @@ class MLP(nnx.Module):
         use_bias: bool,
         output_scale: float,
         dtype: jnp.dtype,
+        layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ):
-        self.kind = kind
+        self.kind, self.layout = kind, layout
 
         def expand() -> Linear:
             return Linear(
@@ -53,6 +55,7 @@ class MLP(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         # As one long list of tokens: XLA on CPU computes activations of
         # three-dimensional arrays two to three times slower.
+        x_BLD = self.layout(x_BLD, "batch", None, None)
         x = x_BLD.reshape(-1, x_BLD.shape[-1])
         hidden = self.up(x)
         if self.gate is None:
@@ -61,4 +64,6 @@ class MLP(nnx.Module):
             hidden = nnx.gelu(hidden.astype(wide), approximate=True)
         else:
             hidden = nnx.silu(self.gate(x)) * hidden
-        return self.down(hidden).reshape(x_BLD.shape)
+        hidden = self.layout(hidden, "batch", "mlp")
+        y_BLD = self.down(hidden).reshape(x_BLD.shape)
+        return self.layout(y_BLD, "batch", "sequence", None)

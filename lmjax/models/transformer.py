@@ -15,6 +15,7 @@ from lmjax.models.mlp import MLP
 from lmjax.models.norms import make_norm
 from lmjax.models.positions import LearnedPositions, make_positions
 from lmjax.models.stack import make_stack, run_stack
+from lmjax.parallel.rules import ONE_DEVICE, Layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Setting:
       scan: whether layers run as one scanned layer.
       remat: what the backward pass computes again.
       dtype: dtype of matrix products and activations.
+      layout: where activations lie; by default on one device.
     """
 
     vocab_size: int
@@ -40,6 +42,7 @@ class Setting:
     remat: Remat = Remat.NONE
     num_ids: int = 0
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype("float32"))
+    layout: Layout = ONE_DEVICE
 
 
 def head_width(config: ModelConfig) -> int:
@@ -62,6 +65,7 @@ def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Att
         use_bias=config.attention_bias,
         output_scale=(2 * config.num_layers) ** -0.5,
         dtype=setting.dtype,
+        layout=setting.layout,
         rngs=rngs,
     )
 
@@ -75,6 +79,7 @@ def make_mlp(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> MLP:
         use_bias=config.mlp_bias,
         output_scale=(2 * config.num_layers) ** -0.5,
         dtype=setting.dtype,
+        layout=setting.layout,
         rngs=rngs,
     )
 
@@ -102,21 +107,26 @@ class Vocabulary(nnx.Module):
         bias = nnx.Param(jnp.zeros(setting.vocab_size, jnp.float32), names=("vocab",))
         self.head_bias = bias if config.head_bias else None
         self.unpredictable = setting.unpredictable
-        self.dtype = setting.dtype
+        self.dtype, self.layout = setting.dtype, setting.layout
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [...] to vectors [..., D]."""
-        return self.table[...].astype(self.dtype)[tokens]
+        return self._whole(self.table)[tokens]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits; -inf on ids that are never predicted."""
-        head = (self.table if self.head is None else self.head)[...]
-        logits = wide_product(hidden.astype(self.dtype), head.astype(self.dtype))
+        head = self._whole(self.table if self.head is None else self.head)
+        logits = wide_product(hidden.astype(self.dtype), head)
         if self.head_bias is not None:
             logits = logits + self.head_bias[...]
         never = jnp.array(self.unpredictable, jnp.int32)
         never_V = jnp.zeros(head.shape[0], bool).at[never].set(True)
-        return jnp.where(never_V, -jnp.inf, logits)
+        logits = jnp.where(never_V, -jnp.inf, logits)
+        return self.layout(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+
+    def _whole(self, rows: nnx.Param) -> jax.Array:
+        """Rows [V, D] as the products read them, their width not split."""
+        return self.layout(rows[...].astype(self.dtype), "vocab", None)
 
 
 class Block(nnx.Module):
@@ -200,7 +210,7 @@ class Transformer(nnx.Module):
             scan=self.setting.scan,
             remat=self.setting.remat,
         )
-        return self.final_norm(x_BLD)
+        return self.vocabulary.layout(self.final_norm(x_BLD), "batch", None, None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `Vocabulary.logits`."""
@@ -214,8 +224,11 @@ def embed(
     positions_BL: jax.Array | None,
 ) -> jax.Array:
     """Vectors [B, L, D] of the tokens and, where they are learned, of the positions."""
-    x_BLD = vocabulary.embed(tokens_BL)
-    return x_BLD if positions is None else positions(x_BLD, positions_BL)
+    layout = vocabulary.layout
+    x_BLD = vocabulary.embed(layout(tokens_BL, "batch", None))
+    if positions is not None:
+        x_BLD = positions(x_BLD, positions_BL)
+    return layout(x_BLD, "batch", "sequence", None)
 
 
 def drop_embedding(

@@ -38,7 +38,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> None:
     with RunFolder.read(workdir, config) as folder:
         folder.check_corpus(prepared)
         params = folder.restore_params(system, on_mesh=True)
-        scorer = Scorer(system.model.bind, system.objective, system.mesh)
+        scorer = Scorer(system.on_mesh.bind, system.objective, system.mesh)
         if judge is not None:
             check_prompts(config, system)
         counts = folder.counts()
@@ -90,7 +90,7 @@ def _judge(name: str) -> Judge:
     special = tokenizer.special
     first_id = experiment.first_input(config.objective, special)
     return LmjaxJudge(
-        Scorer(system.model.bind, system.objective, system.mesh),
+        Scorer(system.on_mesh.bind, system.objective, system.mesh),
         params,
         tokenizer,
         name=name,

@@ -126,7 +126,7 @@ class _Start:
         self.spent.add(self.progress.spent)
         self._again = f"python -m lmjax.main --workdir {self.folder.path}"
         self._scorer = Scorer(
-            self.system.model.bind, self.system.objective, self.system.mesh
+            self.system.on_mesh.bind, self.system.objective, self.system.mesh
         )
         self._kept = self.folder.open_milestones(self.run.intervals.milestones)
 

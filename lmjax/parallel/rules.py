@@ -1,5 +1,7 @@
-"""The table from logical dimension names to mesh axes, and shardings from it."""
+"""The table from logical names of dimensions to mesh axes, and shardings from it."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -7,17 +9,76 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 HOST = "pinned_host"  # the host's memory, as JAX calls the part that devices read
-BATCH_AXES = ("data", "fsdp")
 
-# Logical name of a parameter's dimension -> mesh axis that splits it.
-RULES: dict[str, str | None] = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
+# Logical name of a dimension -> mesh axes that split it, of parameters and activations.
+RULES: dict[str, tuple[str, ...]] = {
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),  # width of a parameter; that of an activation stays whole
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "batch": ("data", "fsdp"),
+    "sequence": ("tensor",),  # length of the residual stream, where only norms read it
 }
+BATCH_AXES = RULES["batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where activations lie on a mesh, told to the compiler by names of dimensions.
+
+    The one without a mesh, or with a single device, tells nothing.
+
+    Attributes:
+      mesh: the devices; None where there is only one.
+      replica_axis: mesh axis over which the program maps as a whole, see
+        `train.step.TrainStep`; so it isn't free to split a batch inside. Empty: none.
+    """
+
+    mesh: Mesh | None = None
+    replica_axis: str = ""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there is more than one device."""
+        return self.mesh is not None and self.mesh.size > 1
+
+    @property
+    def num_replicas(self) -> int:
+        """Equal parts of a batch that are mapped over."""
+        if self.mesh is None or not self.replica_axis:
+            return 1
+        return self.mesh.shape[self.replica_axis]
+
+    def __call__(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """x, with the dimensions that have a name split over the axes of that name."""
+        if not self.is_split:
+            return x
+        taken = (self.replica_axis,)
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, _spec(x.shape, names, self.mesh, taken))
+        )
+
+    def split(self, tree: Any) -> Any:
+        """Arrays [B, ...] as [replicas, B / replicas, ...], each where its rows are."""
+        count = self.num_replicas
+        return jax.tree.map(
+            lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree
+        )
+
+    def of_replicas(self, params: Any, names: Any) -> Any:
+        """Arrays [replicas, *shape of a parameter], each with its replica, as that."""
+
+        def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+            spec = _spec(x.shape[1:], names, self.mesh)
+            sharding = NamedSharding(self.mesh, PartitionSpec(self.replica_axis, *spec))
+            return jax.lax.with_sharding_constraint(x, sharding)
+
+        return jax.tree.map(constrain, params, names)
+
+
+ONE_DEVICE = Layout()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -40,14 +101,25 @@ def param_sharding(
     Raises:
       ValueError: when there is not one name per dimension, or a name is unknown.
     """
+    return NamedSharding(mesh, _spec(shape, names, mesh))
+
+
+def _spec(
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    mesh: Mesh,
+    taken: tuple[str, ...] = (),
+) -> PartitionSpec:
+    """Axes of each dimension by its name, but those that are taken."""
     if len(names) != len(shape):
         raise ValueError(f"{names=} must name every dimension of {shape=}")
-    axes = []
+    dimensions: list[tuple[str, ...] | str | None] = []
     for size, name in zip(shape, names, strict=True):
-        axis = None if name is None else RULES[name]
-        divides = axis is not None and size % mesh.shape[axis] == 0
-        axes.append(axis if divides else None)
-    return NamedSharding(mesh, PartitionSpec(*axes))
+        axes = () if name is None else RULES[name]
+        axes = tuple(axis for axis in axes if axis not in taken)
+        whole = not axes or size % math.prod(mesh.shape[axis] for axis in axes)
+        dimensions.append(None if whole else axes if len(axes) > 1 else axes[0])
+    return PartitionSpec(*dimensions)
 
 
 def param_shardings(params: Any, names: Any, mesh: Mesh) -> Any:

@@ -15,9 +15,13 @@ from lmjax.data.batch import Batch
 from lmjax.objectives.base import Loss, Objective
 from lmjax.optim.ema import update_ema
 from lmjax.parallel import rules
+from lmjax.parallel.rules import ONE_DEVICE, Layout
 from lmjax.train import guard as guards
 from lmjax.train.guard import Guard, Metrics
 from lmjax.train.state import TrainState
+
+# (parameters, batch, draws, dropout key) -> gradients of the summed loss, loss sums.
+Gradient = Callable[..., tuple[PyTree, Loss]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class TrainStep:
       guard: which updates are left out.
       offload: whether the optimizer's state lies in the hosts' memory, and is brought
         to the devices for the update; where it returns to, `compile` says.
+      layout: that of the model. Where it has replicas, each adds up the gradients of
+        its own rows, and they meet once a step, not at every pass and every chunk of
+        logits. Dropout has one draw for all rows, so it takes a layout without.
     """
 
     bind: Callable[[PyTree], LanguageModel]
@@ -52,6 +59,7 @@ class TrainStep:
     names: PyTree = dataclasses.field(hash=False)  # a dict, and jit hashes the step
     guard: Guard = dataclasses.field(default_factory=Guard)
     offload: bool = False
+    layout: Layout = ONE_DEVICE
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         progress = jnp.minimum(state.step / self.total_steps, 1.0)
@@ -153,12 +161,49 @@ class TrainStep:
                 gradients = jax.tree.map(lambda leaf: leaf / factor, gradients)
             return gradients, loss
 
+        if self.layout.num_replicas > 1:
+            batch, draws = self.layout.split((batch, draws))
+            return self._over_replicas(gradient, params, batch, draws, dropout_key)
+        return self._over_passes(gradient, params, batch, draws, dropout_key, rows=0)
+
+    def _over_replicas(
+        self, gradient: Gradient, params: PyTree, batch: Batch, draws: Any, key: Any
+    ) -> tuple[Loss, PyTree]:
+        """As `_over_passes`, each replica by itself, and their sum at last."""
+        if self.use_dropout:
+            raise ValueError("replicas would drop the same: take a layout without")
+        mapped = jax.vmap(
+            gradient,
+            in_axes=(None, 0, 0, None),
+            spmd_axis_name=self.layout.replica_axis,
+        )
+
+        def apart(*arguments: Any) -> tuple[PyTree, Loss]:
+            gradients, loss = mapped(*arguments)
+            return self.layout.of_replicas(gradients, self.names), loss
+
+        sums = self._over_passes(apart, params, batch, draws, key, rows=1)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
+
+    def _over_passes(
+        self,
+        gradient: Gradient,
+        params: PyTree,
+        batch: Batch,
+        draws: Any,
+        dropout_key: jax.Array | None,
+        *,
+        rows: int,
+    ) -> tuple[Loss, PyTree]:
+        """Sums over all microbatches; the dimension `rows` of arrays is cut."""
         count = self.num_microbatches
         if count == 1:
             gradients, loss = gradient(params, batch, draws, dropout_key)
             return loss, gradients
         keys = None if dropout_key is None else jax.random.split(dropout_key, count)
-        microbatches = jax.tree.map(lambda leaf: _cut(leaf, count), (batch, draws))
+        microbatches = jax.tree.map(
+            lambda leaf: _cut(leaf, count, rows), (batch, draws)
+        )
 
         def add(carry: tuple[Loss, PyTree], inputs: Any) -> tuple[Any, None]:
             (batch, draws), key = inputs
@@ -173,7 +218,8 @@ class TrainStep:
         return jax.lax.scan(add, zeros, (microbatches, keys))[0]
 
 
-def _cut(leaf: jax.Array, count: int) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...]; every microbatch has rows of each device."""
-    shape = (leaf.shape[0] // count, count, *leaf.shape[1:])
-    return jnp.swapaxes(leaf.reshape(shape), 0, 1)
+def _cut(leaf: jax.Array, count: int, rows: int) -> jax.Array:
+    """[..., B, ...] -> [count, ..., B / count, ...]: rows of each device in each."""
+    shape = leaf.shape
+    cut = (*shape[:rows], shape[rows] // count, count, *shape[rows + 1 :])
+    return jnp.moveaxis(leaf.reshape(cut), rows + 1, 0)

@@ -19,7 +19,7 @@ SIMPLE = """
 ENTRY %main (p: f32[6,2], q: bf16[4]) -> f32[24,2] {
   %p = f32[6,2]{1,0:T(8,128)} parameter(0)
   %q = bf16[4]{0} parameter(1)
-  %both = (f32[6,2]{1,0:T(8,128)}, /*index=1*/bf16[4]{0}) all-reduce(%p, %q), to_apply=%add
+  %b = (f32[6,2]{1,0:T(8,128)}, /*index=1*/bf16[4]{0}) all-reduce(%p, %q), to_apply=%add
   %part = f32[3,2]{1,0} reduce-scatter(%p), dimensions={0}, to_apply=%add
   %moved = bf16[4]{0} collective-permute(%q), source_target_pairs={{0,1},{1,0}}
   ROOT %all = f32[24,2]{1,0} all-gather(%p), dimensions={0}

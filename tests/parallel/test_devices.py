@@ -10,27 +10,58 @@ import pytest
 from lmjax.config.schema import Backbone
 from lmjax.core import trees
 
-MESHES = {"data": (8, 1, 1), "all axes": (2, 2, 2)}
+# Sizes of the axes data, fsdp and tensor.
+MESHES = {
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "data, tensor": (2, 1, 4),
+    "all axes": (2, 2, 2),
+}
+DIFFUSION = dict(backbone=Backbone.DIT, time_conditioning=True)
+# Nothing that the axis tensor would split is a multiple of its size: 12 tokens, and:
+ODD = dict(
+    vocab_size=34,
+    width=18,
+    num_heads=6,
+    num_kv_heads=3,
+    head_width=4,
+    mlp_width=20,
+    qk_norm=True,
+)
+
+
+def _assert_alike(training: Any, expected: Any, where: str) -> None:
+    """Four steps: the same losses, gradient norms, masks and parameters."""
+    state, figures = training.run(4)
+    for name, values in expected[1].items():
+        np.testing.assert_allclose(
+            figures[name], values, rtol=1e-5, err_msg=f"{name}, {where}"
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        jax.device_get((state.params, state.ema)),
+        jax.device_get((expected[0].params, expected[0].ema)),
+    )
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", "masked_diffusion"])
 def test_eight_devices_train_as_one(
     objective: str, make_training: Callable[..., Any]
 ) -> None:
-    """Five steps: the same losses, gradient norms, masks and parameters."""
-    expected_state, expected = make_training(objective).run(5)
-    assert len(set(expected["loss_sum"].tolist())) == 5
-    for mesh, sizes in MESHES.items():
-        state, figures = make_training(objective, mesh=sizes).run(5)
-        for name, values in expected.items():
-            np.testing.assert_allclose(
-                figures[name], values, rtol=1e-5, err_msg=f"{name}, {mesh}"
-            )
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-            jax.device_get((state.params, state.ema)),
-            jax.device_get((expected_state.params, expected_state.ema)),
-        )
+    fields = dict(scan=True) | (DIFFUSION if objective == "masked_diffusion" else {})
+    expected = make_training(objective, **fields).run(4)
+    assert len(set(expected[1]["loss_sum"].tolist())) == 4
+    for where, mesh in MESHES.items():
+        training = make_training(objective, mesh=mesh, **fields)
+        _assert_alike(training, expected, where)
+
+
+def test_sizes_that_an_axis_does_not_divide_stay_whole(
+    make_training: Callable[..., Any],
+) -> None:
+    expected = make_training("autoregressive", **ODD).run(4)
+    training = make_training("autoregressive", mesh=(1, 1, 8), **ODD)
+    _assert_alike(training, expected, "tensor")
 
 
 @pytest.mark.parametrize("backbone", list(Backbone))
