@@ -318,7 +318,8 @@ class LogConfig:
 
 @dataclasses.dataclass
 class ParallelConfig:
-    data: int = 0  # devices that split the batch; 0 takes those left over
+    data: int = 0  # devices that split the batch; 0 takes those left over; of several
+    # TPU slices a multiple of their number, for this axis alone goes between them
     fsdp: int = 1  # devices that split batch and parameters
     tensor: int = 1  # devices that split heads, feed-forward and vocabulary
     coordinator: str = ""  # host:port of the first of several processes; "auto" asks

@@ -25,6 +25,7 @@ from lmjax.models.transformer import (
     make_attention,
     make_mlp,
 )
+from lmjax.parallel.rules import Layout
 
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
 MAX_PERIOD = 10_000.0
@@ -57,10 +58,18 @@ class NoiseEmbedding(nnx.Module):
 class Modulation(nnx.Module):
     """Condition [B, E] -> `parts` float32 vectors [B, 1, D]; zero at the start."""
 
-    def __init__(self, parts: int, *, width: int, condition_width: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        parts: int,
+        config: ModelConfig,
+        *,
+        layout: Layout,
+        rngs: nnx.Rngs,
+    ):
+        self.layout = layout
         self.linear = Linear(
-            (condition_width,),
-            (parts, width),
+            (config.condition_width,),
+            (parts, config.width),
             names=(None, None, "embed"),
             scale=0.0,
             use_bias=True,
@@ -69,7 +78,7 @@ class Modulation(nnx.Module):
         )
 
     def __call__(self, condition_BE: jax.Array) -> list[jax.Array]:
-        values = self.linear(condition_BE)
+        values = self.layout(self.linear(condition_BE), "batch", None, None)
         return [values[:, part, None] for part in range(values.shape[1])]
 
 
@@ -91,9 +100,7 @@ class DiTBlock(nnx.Module):
         self.attention_norm, self.mlp_norm = make_norm(config), make_norm(config)
         self.attention = make_attention(config, setting, rngs)
         self.mlp = make_mlp(config, setting, rngs)
-        self.modulation = Modulation(
-            6, width=config.width, condition_width=config.condition_width, rngs=rngs
-        )
+        self.modulation = Modulation(6, config, layout=setting.layout, rngs=rngs)
         self.dropout_rate = config.dropout
 
     def __call__(
@@ -130,9 +137,7 @@ class DiT(nnx.Module):
             lambda rngs: DiTBlock(config, setting, rngs), config.num_layers, rngs
         )
         self.final_norm = make_norm(config)
-        self.final_modulation = Modulation(
-            2, width=config.width, condition_width=config.condition_width, rngs=rngs
-        )
+        self.final_modulation = Modulation(2, config, layout=setting.layout, rngs=rngs)
         self.config, self.setting = config, setting
 
     def __call__(
