@@ -9,6 +9,8 @@ import pytest
 
 from lmjax.config.schema import Backbone
 from lmjax.core import trees
+from lmjax.doctor import memory
+from lmjax.doctor.collectives import collectives
 
 # Sizes of the axes data, fsdp and tensor.
 MESHES = {
@@ -99,6 +101,19 @@ def test_parameters_moments_and_average_are_really_split(
         adam.nu,
     )
     assert state.step.sharding.is_fully_replicated
+
+
+def test_no_device_ever_holds_the_whole_state(
+    make_training: Callable[..., Any],
+) -> None:
+    """Made where it stays: an eighth each and little beside it, nothing sent."""
+    maker = make_training(
+        "autoregressive", mesh=(1, 8, 1), width=64, mlp_width=256, vocab_size=512
+    ).maker
+    compiled = jax.jit(maker.make).lower(jax.random.key(0)).compile()
+    whole = trees.num_bytes(maker.abstract())
+    assert whole / 8 < memory.program_bytes(compiled) < 1.2 * whole / 8
+    assert not collectives(compiled.as_text())
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh(
