@@ -66,7 +66,7 @@ def lmjax_stepper(
     from lmjax.core import trees
     from lmjax.data.batch import Batch
     from lmjax.doctor import flops, memory
-    from lmjax.models.attention_kernels import choose_attention
+    from lmjax.models.attention_choice import choose_attention
     from lmjax.models.build import build_model
     from lmjax.models.stack import use_scan
     from lmjax.models.transformer import Setting

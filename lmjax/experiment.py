@@ -40,8 +40,9 @@ from lmjax.data.reading.sources import Source, find_sources
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.data.sample import grammar as sample_grammar
 from lmjax.data.tokenization.tokenizers import SpecialIds, Tokenizer
+from lmjax.doctor.attention_check import AttentionCheck
 from lmjax.models import stack
-from lmjax.models.attention_kernels import AttentionChoice, choose_attention
+from lmjax.models.attention_choice import AttentionChoice, choose_attention
 from lmjax.models.build import Model, build_model, padded_vocab_size
 from lmjax.models.transformer import Setting, head_width
 from lmjax.objectives.autoregressive import Autoregressive
@@ -130,6 +131,12 @@ def build_system(
     device = mesh.devices.flat[0]
     dtype = _compute_dtype(config.train.precision, device)
     causal = isinstance(config.objective, AutoregressiveConfig)
+    check = AttentionCheck(
+        causal=causal,
+        head_width=head_width(config.model),
+        dtype=dtype,
+        segments=config.data.document_mask,
+    )
     attention = choose_attention(
         config.model.attention,
         device=device,
@@ -138,6 +145,8 @@ def build_system(
         length=config.data.sequence_length,
         dtype=dtype,
         segments=config.data.document_mask,
+        mesh=mesh,
+        find_fault=check if device in jax.devices() else None,
     )
     num_ids = max(tokenizer.vocab_size, config.model.vocab_size)
     rows = padded_vocab_size(num_ids)

@@ -36,6 +36,7 @@ JIT = (
     "evaluate/likelihood.py",
     "evaluate/probes.py",
     "doctor/flops.py",
+    "doctor/attention_check.py",
 )
 FLAGS = ("absl.flags", "absl.app", "ml_collections", "argparse")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 420, 90

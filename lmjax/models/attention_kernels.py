@@ -1,4 +1,4 @@
-"""Implementations of attention, and the choice among them.
+"""Attention: the signature of all implementations, and those that XLA compiles.
 
 Every implementation has the signature of `AttentionFunction`: queries
 [B, L, N, H], keys and values [B, S, K, H] with N a multiple of K, scaled by
@@ -9,18 +9,13 @@ padding: a query sees the keys of its own segment alone. What lies behind `lengt
 joins segment 0 then, so that every query, of padding too, has at least itself to see.
 """
 
-import dataclasses
 import functools
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.config.schema import AttentionKind
-from lmjax.core.errors import ConfigError
-
 CHUNK = 128  # queries per block of the chunked causal attention
-SPLASH_BLOCK = 128  # lengths the TPU kernel takes are multiples of this
 
 
 class AttentionFunction(Protocol):
@@ -38,15 +33,6 @@ class AttentionFunction(Protocol):
     ) -> jax.Array: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionChoice:
-    """An implementation, and why it was taken (shown at start)."""
-
-    kind: AttentionKind
-    function: AttentionFunction
-    reason: str
-
-
 def library_attention(
     q_BLNH: jax.Array,
     k_BSKH: jax.Array,
@@ -59,11 +45,11 @@ def library_attention(
 ) -> jax.Array:
     """`jax.nn.dot_product_attention`: plain XLA, or cuDNN's fused kernel on GPU.
 
-    cuDNN runs without segments alone; `choose_attention` sees to that.
+    cuDNN runs without segments alone; `attention_choice` sees to that.
     """
     mask = None
     if segments_BL is not None:
-        segments_BL = _with_padding(segments_BL, lengths_B)
+        segments_BL = with_padding(segments_BL, lengths_B)
         mask = _same_segment(segments_BL, segments_BL)
         lengths_B = None
     return _dot_product_attention(
@@ -102,7 +88,7 @@ def chunked_attention(
             segments_BL=segments_BL,
         )
     if segments_BL is not None:
-        segments_BL, lengths_B = _with_padding(segments_BL, lengths_B), None
+        segments_BL, lengths_B = with_padding(segments_BL, lengths_B), None
     blocks = []
     for start in range(0, length, CHUNK):
         end = min(start + CHUNK, length)
@@ -122,58 +108,6 @@ def chunked_attention(
             )
         )
     return jnp.concatenate(blocks, axis=1)
-
-
-def splash_attention(
-    q_BLNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    *,
-    causal: bool,
-    lengths_B: jax.Array | None = None,
-    segments_BL: jax.Array | None = None,
-) -> jax.Array:
-    """The TPU kernel of jax.experimental.pallas (block-sparse flash attention).
-
-    Lengths that its blocks do not divide, as short evaluation rows have, take XLA.
-    """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    length, num_heads, head_width = q_BLNH.shape[1:]
-    if length % SPLASH_BLOCK:
-        return library_attention(
-            q_BLNH,
-            k_BSKH,
-            v_BSKH,
-            causal=causal,
-            lengths_B=lengths_B,
-            segments_BL=segments_BL,
-        )
-    shape = (length, k_BSKH.shape[1])
-    head_mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
-    mask = splash.MultiHeadMask([head_mask] * num_heads)
-    segments = None
-    if segments_BL is not None:
-        segments_BL = _with_padding(segments_BL, lengths_B)
-        segments = splash.SegmentIds(q=segments_BL, kv=segments_BL)
-    elif lengths_B is not None:
-        real_BS = jnp.arange(shape[1]) < lengths_B[:, None]
-        segments = splash.SegmentIds(
-            q=real_BS[:, :length].astype(jnp.int32), kv=real_BS.astype(jnp.int32)
-        )
-    repeats = num_heads // k_BSKH.shape[2]
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
-    q, k, v = (
-        jnp.swapaxes(x, 1, 2)
-        for x in (
-            q_BLNH * head_width**-0.5,
-            jnp.repeat(k_BSKH, repeats, axis=2),
-            jnp.repeat(v_BSKH, repeats, axis=2),
-        )
-    )
-    axes = (0, 0, 0, None if segments is None else 0)
-    attended = jax.vmap(kernel, in_axes=axes)(q, k, v, segments)
-    return jnp.swapaxes(attended, 1, 2).astype(q_BLNH.dtype)
 
 
 def _dot_product_attention(
@@ -204,7 +138,7 @@ def _dot_product_attention(
     )
 
 
-def _with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
+def with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
     """The segments, with all that is behind the lengths in segment 0."""
     if lengths_B is None:
         return segments_BL
@@ -215,83 +149,3 @@ def _with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Ar
 def _same_segment(queries_BL: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """Which keys are of a query's segment: bool [B, 1, L, S], alike for all heads."""
     return queries_BL[:, None, :, None] == keys_BS[:, None, None, :]
-
-
-def choose_attention(
-    kind: AttentionKind,
-    *,
-    device: jax.Device,
-    causal: bool,
-    head_width: int,
-    length: int,
-    dtype: jnp.dtype,
-    segments: bool,
-) -> AttentionChoice:
-    """The implementation for this device, mask and head width, or the forced one.
-
-    `segments` says whether attention stays within documents.
-
-    Raises:
-      ConfigError: when a forced implementation cannot run here; says why.
-    """
-    obstacles = _obstacles(device, head_width, length, dtype, segments)
-    if kind is not AttentionKind.AUTO:
-        if kind in obstacles:
-            raise ConfigError(
-                f"model.attention={kind.value} cannot run here: {obstacles[kind]}",
-                where=f"device {device.device_kind}, head width {head_width}, "
-                f"{length} tokens, {dtype.name}",
-                remedy="--config.model.attention=auto picks one that can",
-            )
-        return AttentionChoice(kind, _FUNCTIONS[kind], "forced by model.attention")
-    if AttentionKind.SPLASH not in obstacles:
-        return _choice(AttentionKind.SPLASH, "fused kernel for TPU")
-    if AttentionKind.CUDNN not in obstacles:
-        return _choice(AttentionKind.CUDNN, "fused kernel for GPU")
-    if device.platform == "cpu" and causal and length > CHUNK:
-        return _choice(AttentionKind.CHUNKED, "skips the future on CPU")
-    reason = {
-        "tpu": obstacles[AttentionKind.SPLASH],
-        "gpu": obstacles[AttentionKind.CUDNN],
-    }.get(device.platform, "fastest on CPU for this mask and length")
-    return _choice(AttentionKind.XLA, reason)
-
-
-def _choice(kind: AttentionKind, reason: str) -> AttentionChoice:
-    return AttentionChoice(kind, _FUNCTIONS[kind], reason)
-
-
-def _obstacles(
-    device: jax.Device, head_width: int, length: int, dtype: jnp.dtype, segments: bool
-) -> dict[AttentionKind, str]:
-    """Why each implementation that cannot run here cannot."""
-    obstacles = {}
-    if device.platform != "tpu":
-        obstacles[AttentionKind.SPLASH] = "it needs a TPU"
-    elif length % SPLASH_BLOCK:
-        obstacles[AttentionKind.SPLASH] = "it needs a length that 128 divides"
-    if device.platform != "gpu":
-        obstacles[AttentionKind.CUDNN] = "it needs an NVIDIA GPU"
-    elif float(getattr(device, "compute_capability", 0)) < 8.0:
-        obstacles[AttentionKind.CUDNN] = "it needs compute capability 8.0 or newer"
-    elif dtype not in (jnp.bfloat16, jnp.float16):
-        obstacles[AttentionKind.CUDNN] = "it needs bfloat16 or float16"
-    elif head_width % 8 or head_width > 128:
-        obstacles[AttentionKind.CUDNN] = (
-            "it needs a head width that 8 divides, at most 128"
-        )
-    elif segments:
-        # A mask would go to cuDNN as a bias [B, 1, L, L], in even lengths alone; jax
-        # before 0.12 has its backward pass write a gradient of that size, too.
-        obstacles[AttentionKind.CUDNN] = (
-            "it has no mask that keeps attention within documents (data.document_mask)"
-        )
-    return obstacles
-
-
-_FUNCTIONS: dict[AttentionKind, AttentionFunction] = {
-    AttentionKind.XLA: library_attention,
-    AttentionKind.CHUNKED: chunked_attention,
-    AttentionKind.CUDNN: functools.partial(library_attention, implementation="cudnn"),
-    AttentionKind.SPLASH: splash_attention,
-}

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lmjax.config.schema import Backbone, ModelConfig
 from lmjax.core.types import PyTree
+from lmjax.models.attention_tpu import SplashAttention
 from lmjax.models.dit import DiT
 from lmjax.models.transformer import Setting, Transformer
 from lmjax.parallel.rules import Layout
@@ -68,9 +69,11 @@ class Model:
         """
         if not layout.is_split:
             return self
-        return build_model(
-            self.config, dataclasses.replace(self.setting, layout=layout)
-        )
+        attend = self.setting.attend
+        if isinstance(attend, SplashAttention):
+            attend = dataclasses.replace(attend, layout=layout)
+        setting = dataclasses.replace(self.setting, attend=attend, layout=layout)
+        return build_model(self.config, setting)
 
 
 def build_model(config: ModelConfig, setting: Setting) -> Model:

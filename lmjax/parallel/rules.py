@@ -55,10 +55,12 @@ class Layout:
         """x, with the dimensions that have a name split over the axes of that name."""
         if not self.is_split:
             return x
-        taken = (self.replica_axis,)
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(self.mesh, _spec(x.shape, names, self.mesh, taken))
-        )
+        sharding = NamedSharding(self.mesh, self.spec(x.shape, *names))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    def spec(self, shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
+        """Mesh axes of each dimension of an array, where there is a mesh."""
+        return _spec(shape, names, self.mesh, taken=(self.replica_axis,))
 
     def split(self, tree: Any) -> Any:
         """Arrays [B, ...] as [replicas, B / replicas, ...], each where its rows are."""

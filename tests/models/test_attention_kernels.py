@@ -1,24 +1,17 @@
-"""Every implementation of attention is attention, and the right one is chosen."""
+"""Every implementation of attention that XLA compiles is attention."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from lmjax.config.schema import AttentionKind
-from lmjax.core.errors import ConfigError
 from lmjax.models.attention_kernels import (
     CHUNK,
-    AttentionChoice,
     AttentionFunction,
-    choose_attention,
     chunked_attention,
     library_attention,
-    splash_attention,
 )
 
 
@@ -145,140 +138,3 @@ def test_chunked_attention_without_a_causal_mask_sees_everything() -> None:
     output = jax.jit(chunked_attention, static_argnames="causal")(q, k, v, causal=False)
     expected = _reference(q, k, v, False, [CHUNK + 1] * 2)
     np.testing.assert_allclose(output, expected, atol=2e-6)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_tpu_kernel_agrees_with_the_reference_when_interpreted(
-    causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_kernel = functools.partial(splash.make_splash_mha, interpret=True)
-    monkeypatch.setattr(splash, "make_splash_mha", make_kernel)
-    q, k, v = _inputs(256, kv_heads=2, head_width=128)
-    lengths = [256, 130]
-    output = jax.jit(splash_attention, static_argnames="causal")(
-        q, k, v, causal=causal, lengths_B=np.int32(lengths)
-    )
-    expected = _reference(q, k, v, causal, lengths)
-    for row, length in enumerate(lengths):  # queries of padding see padding there
-        np.testing.assert_allclose(
-            output[row, :length], expected[row, :length], atol=2e-5
-        )
-
-
-@pytest.mark.parametrize("lengths", [None, [256, 130]])
-def test_the_tpu_kernel_keeps_to_segments_when_interpreted(
-    lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_kernel = functools.partial(splash.make_splash_mha, interpret=True)
-    monkeypatch.setattr(splash, "make_splash_mha", make_kernel)
-    q, k, v = _inputs(256, kv_heads=2, head_width=128)
-    segments = SEGMENTS[:, :256]
-    output = jax.jit(splash_attention, static_argnames="causal")(
-        q,
-        k,
-        v,
-        causal=True,
-        lengths_B=None if lengths is None else np.int32(lengths),
-        segments_BL=segments,
-    )
-    expected = _reference(q, k, v, True, lengths or [256, 256], segments)
-    np.testing.assert_allclose(output, expected, atol=2e-5)
-
-
-def test_lengths_the_tpu_kernel_does_not_take_keep_to_segments_too() -> None:
-    q, k, v = _inputs(300, kv_heads=2)
-    output = splash_attention(q, k, v, causal=True, segments_BL=SEGMENTS)
-    expected = _reference(q, k, v, True, [300, 300], SEGMENTS)
-    np.testing.assert_allclose(output, expected, atol=2e-6)
-
-
-CPU = types.SimpleNamespace(platform="cpu", device_kind="cpu")
-TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
-GPU = types.SimpleNamespace(
-    platform="gpu", device_kind="NVIDIA A100", compute_capability="8.0"
-)
-OLD_GPU = types.SimpleNamespace(
-    platform="gpu", device_kind="Tesla V100", compute_capability="7.0"
-)
-
-
-def _choose(
-    device: types.SimpleNamespace,
-    kind: AttentionKind = AttentionKind.AUTO,
-    *,
-    causal: bool = True,
-    head_width: int = 64,
-    length: int = 1024,
-    dtype: str = "bfloat16",
-    segments: bool = False,
-) -> AttentionChoice:
-    return choose_attention(
-        kind,
-        device=device,
-        causal=causal,
-        head_width=head_width,
-        length=length,
-        dtype=jnp.dtype(dtype),
-        segments=segments,
-    )
-
-
-@pytest.mark.parametrize(
-    ("device", "fields", "expected"),
-    [
-        (CPU, {}, AttentionKind.CHUNKED),
-        (CPU, {"causal": False}, AttentionKind.XLA),
-        (CPU, {"length": CHUNK}, AttentionKind.XLA),
-        (GPU, {}, AttentionKind.CUDNN),
-        (GPU, {"dtype": "float16", "causal": False}, AttentionKind.CUDNN),
-        (GPU, {"dtype": "float32"}, AttentionKind.XLA),
-        (GPU, {"head_width": 12}, AttentionKind.XLA),
-        (GPU, {"head_width": 256}, AttentionKind.XLA),
-        (OLD_GPU, {}, AttentionKind.XLA),
-        (TPU, {}, AttentionKind.SPLASH),
-        (TPU, {"length": 1000}, AttentionKind.XLA),
-        (CPU, {"segments": True}, AttentionKind.CHUNKED),
-        (GPU, {"segments": True}, AttentionKind.XLA),
-        (TPU, {"segments": True}, AttentionKind.SPLASH),
-    ],
-)
-def test_auto_takes_the_fused_kernel_where_it_runs(
-    device: types.SimpleNamespace, fields: dict, expected: AttentionKind
-) -> None:
-    choice = _choose(device, **fields)
-    assert choice.kind is expected
-    assert choice.reason
-
-
-def test_the_choice_comes_with_its_own_function() -> None:
-    assert _choose(CPU).function is chunked_attention
-    assert _choose(TPU).function is splash_attention
-    assert _choose(GPU).function.keywords == {"implementation": "cudnn"}
-    assert _choose(CPU, causal=False).function is library_attention
-
-
-@pytest.mark.parametrize(
-    ("device", "kind", "fields", "reason"),
-    [
-        (CPU, AttentionKind.CUDNN, {}, "NVIDIA GPU"),
-        (CPU, AttentionKind.SPLASH, {}, "TPU"),
-        (GPU, AttentionKind.SPLASH, {}, "TPU"),
-        (GPU, AttentionKind.CUDNN, {"dtype": "float32"}, "bfloat16"),
-        (GPU, AttentionKind.CUDNN, {"head_width": 256}, "head width"),
-        (OLD_GPU, AttentionKind.CUDNN, {}, "compute capability 8.0"),
-        (TPU, AttentionKind.SPLASH, {"length": 1000}, "128"),
-        (GPU, AttentionKind.CUDNN, {"segments": True}, "document_mask"),
-    ],
-)
-def test_an_implementation_that_cannot_run_is_refused_with_the_reason(
-    device: types.SimpleNamespace, kind: AttentionKind, fields: dict, reason: str
-) -> None:
-    with pytest.raises(ConfigError, match=reason) as caught:
-        _choose(device, kind, **fields)
-    assert device.device_kind in str(caught.value)
-    assert "auto" in caught.value.remedy
-
-
-@pytest.mark.parametrize("kind", [AttentionKind.XLA, AttentionKind.CHUNKED])
-def test_what_runs_everywhere_can_be_forced(kind: AttentionKind) -> None:
-    assert _choose(TPU, kind).kind is kind
