@@ -8,7 +8,7 @@ EDLM-BabyLM, whose three sizes these are. The text is looked for in data/babylm.
     python -m lmjax.main --config configs/babylm.py:strict_small    10M words, 19 models
     python -m lmjax.main --config configs/babylm.py:sample     no text needed, on a CPU
 
-Variants, in any order: diffusion, uniform or ar; nano, tiny, small or medium;
+Variants, in any order: diffusion, uniform or ar; nano, tiny, small, medium or xl;
 strict_small or strict, the tracks of BabyLM, whose limits of words then hold and whose
 milestones (chck_1M, ...) are kept; sample, which is half of nano on the built-in corpus
 unless a size is named. What they set stands in lmjax/config/presets.py.

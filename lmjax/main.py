@@ -60,7 +60,8 @@ _MODE = flags.DEFINE_enum(
     "evaluate: the newest checkpoint on held-out text, or what evaluate.tasks names. "
     "generate: texts from the newest checkpoint. export: folders for Hugging Face's "
     "transformers. import: a run folder from such a folder (checkpoint.init_from). "
-    "plan: what train would do. check: whether the prepared corpus is as it was "
+    "plan: what train would do here, or on the devices that plan.target names; ends "
+    "with 3 where it does not fit. check: whether the prepared corpus is as it was "
     "written.",
 )
 _CACHE = flags.DEFINE_string(
@@ -178,8 +179,19 @@ def _run(source: str, argv: Sequence[str]) -> None:
     run_mode = getattr(modes, modes.MODES[_MODE.value])
     command = f"python -m lmjax.main {shlex.join(sys.argv[1:])}"
     with processes.together(config.parallel, command=command):
-        checks.check(config, num_devices=jax.device_count())
+        checks.check(config, num_devices=_num_devices(config))
         run_mode(config, workdir)
+
+
+def _num_devices(config: Config) -> int:
+    """Devices of the machine, or of the one that a plan is made for."""
+    import jax
+
+    from lmjax.doctor import hardware
+
+    if _MODE.value == "plan" and config.plan.target:
+        return hardware.parse_target(config.plan.target).count
+    return jax.device_count()
 
 
 def _with_corpus(
@@ -188,7 +200,9 @@ def _with_corpus(
     """Settles the corpus: what is configured, the default folder, or the sample."""
     folder = pathlib.Path(config.data.default_folder)
     file, _, variants = source.partition(":")
-    if config.data.train or file.endswith(".json") or _MODE.value == "import":
+    planned = _MODE.value == "plan" and config.plan.target  # which needs no text
+    given = config.data.train or file.endswith(".json")
+    if given or planned or _MODE.value == "import":
         return source, config
     if folder.is_dir():
         config.data.train = (str(folder),)

@@ -133,7 +133,7 @@ def plan_lines(
         rows.append(
             (
                 "compute",
-                f"{flops:.2e} FLOPs; {_duration(flops / (0.4 * peak_flops))} at 40 % "
+                f"{flops:.2e} FLOPs; {duration(flops / (0.4 * peak_flops))} at 40 % "
                 f"of a peak of {peak_flops / 1e12:.2f} TFLOP/s",
             )
         )
@@ -221,7 +221,7 @@ def _memory(needed: int, device: jax.Device) -> str:
     return f"{format_bytes(needed)}{of} per device for the training step"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A rough length of time for a person."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lmjax"
 ORDER = (
     "main",
     "modes",
+    "footprint",
     "plan report starting_weights",
     "run_folder training_run",
     "experiment",

@@ -11,10 +11,12 @@ from lmjax.config.schema import (
     Backbone,
     Config,
     DocumentUnit,
+    LayerLayout,
     MaskedDiffusionConfig,
     MLPKind,
     ModelConfig,
     NormKind,
+    Remat,
     UniformDiffusionConfig,
 )
 from lmjax.core.errors import ConfigError
@@ -63,11 +65,24 @@ def medium() -> ModelConfig:
     return _guide_size(num_layers=24, width=1024, num_heads=16)
 
 
+def xl() -> ModelConfig:
+    """20 layers of 2048, heads of 128: 1.1B parameters with 16,384 ids.
+
+    One compiled layer in a loop: as many of them unrolled would compile for minutes.
+    """
+    return dataclasses.replace(
+        _guide_size(num_layers=20, width=2048, num_heads=16),
+        layers=LayerLayout.SCAN,
+        dropout=0.0,
+    )
+
+
 SIZES: dict[str, Callable[[], ModelConfig]] = {
     "nano": nano,
     "tiny": tiny,
     "small": small,
     "medium": medium,
+    "xl": xl,
 }
 
 
@@ -108,6 +123,8 @@ def babylm(variants: Sequence[str] = ()) -> Config:
     _fit_backbone(config)
     if size in ("nano", ""):
         _train_nano(config)
+    if size == "xl":
+        _train_xl(config)
     if sample:
         _use_sample_corpus(config)
     if track := _choose("tracks", names, TRACKS, ""):
@@ -230,6 +247,17 @@ def _train_nano(config: Config) -> None:
     config.train.batch_size = 32
     config.generate.max_new_tokens = 64
     config.generate.steps = 64
+
+
+def _train_xl(config: Config) -> None:
+    """Training that goes with a billion parameters: on several devices, as a rule.
+
+    Without parallel.fsdp every device holds 16 bytes for each parameter.
+    """
+    config.optim.learning_rate = 2e-4
+    config.optim.min_learning_rate = 2e-5
+    config.train.batch_size = 512
+    config.train.remat = Remat.FULL
 
 
 def _sample_model() -> ModelConfig:

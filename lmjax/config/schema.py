@@ -331,6 +331,15 @@ class ParallelConfig:
 
 
 @dataclasses.dataclass
+class PlanConfig:
+    """What --mode plan plans for."""
+
+    target: str = ""  # devices that need not be there: v5e:4x4, v4:4x4x4, v5p:2x2x2,
+    # v6e:16x16 (extra "plan"), a100-40gb, a100-80gb, h100-80gb, h200, l4, t4, v100, or
+    # several, h100-80gb:8; empty: the machine at hand
+
+
+@dataclasses.dataclass
 class Config:
     """A whole run."""
 
@@ -350,3 +359,4 @@ class Config:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)

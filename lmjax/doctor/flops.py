@@ -1,29 +1,13 @@
 """Floating-point operations: what a token costs, what the hardware could do."""
 
-import re
 import time
 
 import jax
 import jax.numpy as jnp
 
 from lmjax.config.schema import ModelConfig
+from lmjax.doctor.hardware import device_hardware
 from lmjax.models.transformer import head_width
-
-# Dense bfloat16 peak of one device, FLOP/s, by a part of its device_kind.
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "T4": 65e12,
-    "V100": 125e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
 
 
 def flops_per_token(
@@ -43,10 +27,8 @@ def peak_flops(device: jax.Device) -> float:
     """Peak FLOP/s of one device: from the table, measured on CPU, 0 if unknown."""
     if device.platform == "cpu":
         return _measured_matmul_flops()
-    for kind, flops in PEAK_FLOPS.items():
-        if re.search(rf"{kind}(?!\d)", device.device_kind):  # an L40 is no L4
-            return flops
-    return 0.0
+    hardware = device_hardware(device)
+    return hardware.peak_flops if hardware else 0.0
 
 
 def _measured_matmul_flops(size: int = 1024, repeats: int = 3) -> float:

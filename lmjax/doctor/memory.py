@@ -1,12 +1,15 @@
 """What a compiled program needs of a device's memory, and what to do if it lacks."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from lmjax.core.errors import UserError
+from lmjax.doctor.hardware import device_hardware, granted_bytes
+from lmjax.doctor.targets import is_absent
 
 # How backends word it: XLA on all of them, what its allocators add, CUDA's libraries.
 _SIGNS = ("resource_exhausted", "out of memory", "out_of_memory", "alloc_failed")
@@ -15,6 +18,8 @@ _OF_KERNELS = ("shared memory", "memory space vmem", "memory space smem")
 # Share of a device's memory that a program may plan with: the rest goes to fragments,
 # and to what evaluation holds beside the state.
 USABLE = 0.95
+# What the compiler for TPU says of a program that it refuses, in powers of two.
+_REFUSED = re.compile(r"(?:\(|Used )(\d+(?:\.\d+)?)([KMGT])\b")
 _FIGURES = 4  # of smaller microbatches, told where a device does not say its memory
 _NOTHING_FITS = (
     "no smaller step fits: choose a smaller model, or spread it over more devices with "
@@ -43,7 +48,13 @@ def program_bytes(compiled: Any) -> int:
 
 
 def device_bytes(device: jax.Device) -> int:
-    """Memory of a device; 0 where it does not say (as on CPU)."""
+    """Memory of a device; 0 where it does not say (as on CPU).
+
+    Of one that is planned for and not there, what a program would be granted.
+    """
+    if is_absent(device):
+        hardware = device_hardware(device)
+        return int(granted_bytes(hardware)) if hardware else 0
     if device.process_index != jax.process_index():
         device = jax.local_devices()[0]  # others cannot be asked, and are like it
     stats = device.memory_stats() or {}
@@ -74,6 +85,14 @@ def is_out_of_memory(error: BaseException) -> bool:
                 return True
         found = found.__cause__ or found.__context__
     return False
+
+
+def refusal(error: BaseException) -> str:
+    """What a compiler says it would have needed, such as "48.5 GB"; else "more"."""
+    if found := _REFUSED.search(str(error)):
+        count = float(found[1]) * 2.0 ** (10 * (1 + "KMGT".index(found[2])))
+        return format_bytes(count)
+    return "more"
 
 
 def advice(

@@ -14,7 +14,7 @@ _HOMES = {
     "export": "exporting",
     "generate": "generation",
     "import_model": "importing",
-    "plan_only": "training",
+    "plan_only": "planning",
     "check": "corpus",
 }
 

@@ -1,4 +1,4 @@
-"""Modes train and plan: one start of a run, or what it would be."""
+"""Mode train: one start of a run."""
 
 import contextlib
 import dataclasses
@@ -35,17 +35,6 @@ from lmjax.train.state import TrainState
 from lmjax.train.stopping import Stopped, StopSignal
 from lmjax.train.watchdog import Watchdog
 from lmjax.training_run import Run
-
-
-def plan_only(config: Config, workdir: pathlib.Path) -> None:
-    """Shows what a training run would do, compiled but not started."""
-    prepared = experiment.prepare_corpus(config)
-    system = experiment.build_system(config, prepared.tokenizer, prepared=prepared)
-    run = training_run.build_run(config, system, prepared)
-    run, compiled = fitting.fit(config, system, prepared, run)
-    for line in _plan(config, system, run, prepared, compiled, start_step=0):
-        print(line)
-    print(f"run folder: {workdir} (nothing was written)")
 
 
 def train(config: Config, workdir: pathlib.Path) -> None:

@@ -299,6 +299,7 @@ def test_every_number_has_a_range_and_every_string_has_a_rule_or_needs_none() ->
         "data.prompt_field",
         "export.folder",
         "export.hub_repo",  # but for what is pushed
+        "plan.target",  # but for --mode plan
         "generate.prompt_file",
         "generate.output",
     }
