@@ -56,7 +56,7 @@ class Built:
     def logits(self) -> float:
         """Bytes of the logits that a device has at once, with their gradients."""
         tokens = self.rows * self.config.data.sequence_length
-        chunk = math.ceil(self.config.train.loss_chunk_tokens / self.shards)
+        chunk = math.ceil(self.system.objective.chunk_tokens / self.shards)
         ids = self.system.model.setting.vocab_size / self.system.mesh.shape["tensor"]
         return 2 * 4 * ids * min(tokens, chunk)
 

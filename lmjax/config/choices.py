@@ -86,6 +86,7 @@ class AttentionKind(enum.Enum):
     AUTO = "auto"
     XLA = "xla"
     CHUNKED = "chunked"
+    BLOCKWISE = "blockwise"
     CUDNN = "cudnn"
     SPLASH = "splash"
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lmjax.config.schema import AttentionKind
 from lmjax.core.errors import ConfigError
+from lmjax.models.attention_cpu import blockwise_attention
 from lmjax.models.attention_kernels import (
     CHUNK,
     AttentionFunction,
@@ -66,10 +67,13 @@ def choose_attention(
     functions: dict[AttentionKind, AttentionFunction] = {
         AttentionKind.XLA: library_attention,
         AttentionKind.CHUNKED: chunked_attention,
+        AttentionKind.BLOCKWISE: blockwise_attention,
         AttentionKind.CUDNN: CUDNN_ATTENTION,
         AttentionKind.SPLASH: SplashAttention(layout=Layout(mesh)),
     }
     obstacles = _obstacles(device, head_width, length, dtype, segments)
+    if mesh is not None and mesh.size > 1:
+        obstacles[AttentionKind.BLOCKWISE] = "it goes row by row on a single device"
     for fused, attend in _FUSED.items():
         wanted = kind in (AttentionKind.AUTO, fused) and fused not in obstacles
         if wanted and find_fault and (fault := find_fault(attend)):
@@ -87,6 +91,12 @@ def choose_attention(
         kind, reason = AttentionKind.SPLASH, "fused kernel for TPU"
     elif AttentionKind.CUDNN not in obstacles:
         kind, reason = AttentionKind.CUDNN, "fused kernel for GPU"
+    elif (
+        device.platform == "cpu"
+        and length > CHUNK
+        and AttentionKind.BLOCKWISE not in obstacles
+    ):
+        kind, reason = AttentionKind.BLOCKWISE, "keeps to the caches of the CPU"
     elif device.platform == "cpu" and causal and length > CHUNK:
         kind, reason = AttentionKind.CHUNKED, "skips the future on CPU"
     else:

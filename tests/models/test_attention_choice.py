@@ -12,6 +12,7 @@ from lmjax.models.attention_choice import (
     FindFault,
     choose_attention,
 )
+from lmjax.models.attention_cpu import blockwise_attention
 from lmjax.models.attention_kernels import CHUNK, chunked_attention, library_attention
 from lmjax.models.attention_tpu import SplashAttention
 
@@ -23,6 +24,7 @@ GPU = types.SimpleNamespace(
 OLD_GPU = types.SimpleNamespace(
     platform="gpu", device_kind="Tesla V100", compute_capability="7.0"
 )
+SEVERAL = types.SimpleNamespace(size=8)  # a mesh of 8 devices
 
 
 def _choose(
@@ -34,6 +36,7 @@ def _choose(
     length: int = 1024,
     dtype: str = "bfloat16",
     segments: bool = False,
+    mesh: types.SimpleNamespace | None = None,
     find_fault: FindFault | None = None,
 ) -> AttentionChoice:
     return choose_attention(
@@ -44,6 +47,7 @@ def _choose(
         length=length,
         dtype=jnp.dtype(dtype),
         segments=segments,
+        mesh=mesh,
         find_fault=find_fault,
     )
 
@@ -51,8 +55,10 @@ def _choose(
 @pytest.mark.parametrize(
     ("device", "fields", "expected"),
     [
-        (CPU, {}, AttentionKind.CHUNKED),
-        (CPU, {"causal": False}, AttentionKind.XLA),
+        (CPU, {}, AttentionKind.BLOCKWISE),
+        (CPU, {"causal": False}, AttentionKind.BLOCKWISE),
+        (CPU, {"mesh": SEVERAL}, AttentionKind.CHUNKED),
+        (CPU, {"mesh": SEVERAL, "causal": False}, AttentionKind.XLA),
         (CPU, {"length": CHUNK}, AttentionKind.XLA),
         (GPU, {}, AttentionKind.CUDNN),
         (GPU, {"dtype": "float16", "causal": False}, AttentionKind.CUDNN),
@@ -62,7 +68,7 @@ def _choose(
         (OLD_GPU, {}, AttentionKind.XLA),
         (TPU, {}, AttentionKind.SPLASH),
         (TPU, {"length": 1000}, AttentionKind.XLA),
-        (CPU, {"segments": True}, AttentionKind.CHUNKED),
+        (CPU, {"segments": True}, AttentionKind.BLOCKWISE),
         (GPU, {"segments": True}, AttentionKind.XLA),
         (TPU, {"segments": True}, AttentionKind.SPLASH),
     ],
@@ -76,10 +82,11 @@ def test_auto_takes_the_fused_kernel_where_it_runs(
 
 
 def test_the_choice_comes_with_its_own_function() -> None:
-    assert _choose(CPU).function is chunked_attention
+    assert _choose(CPU).function is blockwise_attention
+    assert _choose(CPU, mesh=SEVERAL).function is chunked_attention
     assert _choose(TPU).function == SplashAttention()
     assert _choose(GPU).function.keywords == {"implementation": "cudnn"}
-    assert _choose(CPU, causal=False).function is library_attention
+    assert _choose(CPU, length=CHUNK).function is library_attention
 
 
 @pytest.mark.parametrize(
@@ -87,6 +94,7 @@ def test_the_choice_comes_with_its_own_function() -> None:
     [
         (CPU, AttentionKind.CUDNN, {}, "NVIDIA GPU"),
         (CPU, AttentionKind.SPLASH, {}, "TPU"),
+        (CPU, AttentionKind.BLOCKWISE, {"mesh": SEVERAL}, "single device"),
         (GPU, AttentionKind.SPLASH, {}, "TPU"),
         (GPU, AttentionKind.CUDNN, {"dtype": "float32"}, "bfloat16"),
         (GPU, AttentionKind.CUDNN, {"head_width": 256}, "head width"),

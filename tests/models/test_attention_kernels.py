@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.models.attention_cpu import blockwise_attention
 from lmjax.models.attention_kernels import (
     CHUNK,
     AttentionFunction,
@@ -55,7 +56,13 @@ def _inputs(length: int, kv_heads: int, head_width: int = 8) -> list[np.ndarray]
 @pytest.mark.parametrize("lengths", [None, [300, 37]])
 @pytest.mark.parametrize(
     ("attend", "causal"),
-    [(library_attention, True), (library_attention, False), (chunked_attention, True)],
+    [
+        (library_attention, True),
+        (library_attention, False),
+        (chunked_attention, True),
+        (blockwise_attention, True),
+        (blockwise_attention, False),
+    ],
 )
 def test_attention_agrees_with_a_float64_reference(
     attend: AttentionFunction, causal: bool, lengths: list[int] | None
@@ -69,7 +76,12 @@ def test_attention_agrees_with_a_float64_reference(
 
 
 @pytest.mark.parametrize(
-    ("attend", "causal"), [(library_attention, False), (chunked_attention, True)]
+    ("attend", "causal"),
+    [
+        (library_attention, False),
+        (chunked_attention, True),
+        (blockwise_attention, True),
+    ],
 )
 def test_attention_in_float16_is_near_the_exact_one(
     attend: AttentionFunction, causal: bool
@@ -106,6 +118,8 @@ SEGMENTS = np.array(
         (library_attention, False),
         (chunked_attention, True),
         (chunked_attention, False),
+        (blockwise_attention, True),
+        (blockwise_attention, False),
     ],
 )
 def test_a_query_sees_the_keys_of_its_own_segment_alone(
@@ -122,6 +136,32 @@ def test_a_query_sees_the_keys_of_its_own_segment_alone(
     )
     expected = _reference(q, k, v, causal, lengths or [300, 300], SEGMENTS)
     np.testing.assert_allclose(output, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS])
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_have_the_gradients_of_plain_attention(
+    causal: bool, segments: np.ndarray | None
+) -> None:
+    """Which JAX derives from the formula; theirs are written by hand."""
+    weights = np.random.default_rng(1).normal(size=(2, 300, 4, 8))
+    weights[1, 37:] = 0.0  # padding, which sees other keys without segments
+
+    def gradients(attend: AttentionFunction) -> list[jax.Array]:
+        @jax.jit
+        @functools.partial(jax.grad, argnums=(0, 1, 2))
+        def run(*inputs: jax.Array) -> jax.Array:
+            lengths_B = np.int32([300, 37])
+            keywords = {"lengths_B": lengths_B, "segments_BL": segments}
+            return jnp.sum(weights * attend(*inputs, causal=causal, **keywords))
+
+        return run(*_inputs(300, kv_heads=2))
+
+    pairs = zip(
+        gradients(blockwise_attention), gradients(library_attention), strict=True
+    )
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("length", [1, CHUNK, CHUNK + 1])
