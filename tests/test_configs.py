@@ -11,7 +11,7 @@ import pytest
 
 from lmjax import experiment, training_run
 from lmjax.config import checks, fields, load, presets, serialize
-from lmjax.config.schema import Config
+from lmjax.config.schema import Config, LayerLayout
 from lmjax.data.batch import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +49,7 @@ def test_config_loads_passes_its_checks_and_survives_json(spelling: str) -> None
 def test_one_step_of_the_config_fits_together(spelling: str) -> None:
     """Shapes alone: the whole model, the whole batch, one step, nothing allocated."""
     config = load.load_config(str(ROOT / "configs" / spelling))
+    config.model.layers = LayerLayout.SCAN  # the same shapes, and traced once
     vocab_size = config.tokenizer.vocab_size
     tokenizer = types.SimpleNamespace(
         vocab_size=vocab_size,
