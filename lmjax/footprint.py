@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +21,16 @@ from lmjax.doctor.hardware import Hardware
 from lmjax.doctor.memory import program_bytes
 from lmjax.doctor.needs import Needs, device_bytes_of, make_needs
 from lmjax.doctor.roofline import Roofline, Traffic, roofline
-from lmjax.doctor.targets import AbsentDevice
+from lmjax.doctor.targets import AbsentDevice, compiling_for
 from lmjax.experiment import System
 from lmjax.models.build import build_model
 from lmjax.models.transformer import head_width
 from lmjax.training_run import Run
+
+# Calls of Pallas' kernels and of cuDNN's attention: the name of each, without numbers.
+_KERNEL = re.compile(
+    r'%([a-zA-Z_]\w*)[\w.\-]* = .*custom_call_target="(tpu_custom_call|__cudnn\$fmha)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,20 @@ class Built:
         return not isinstance(self.system.mesh.devices.flat[0], AbsentDevice)
 
 
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """What a step takes of each device.
+
+    Attributes:
+      sent: what it sends to others.
+      kernels: names of the fused kernels in the program; empty where none was compiled.
+    """
+
+    needs: Needs
+    sent: tuple[Collective, ...]
+    kernels: tuple[str, ...] = ()
+
+
 def build(config: Config, prepared: Prepared, devices: Sequence[Any] | None) -> Built:
     """What a config becomes on `devices` (None: those of the machine).
 
@@ -76,8 +96,8 @@ def build(config: Config, prepared: Prepared, devices: Sequence[Any] | None) -> 
     return Built(config, system, training_run.build_run(config, system, prepared))
 
 
-def measure(built: Built) -> tuple[Needs, tuple[Collective, ...]]:
-    """Needs and collectives of the step that runs, by the compiler of its devices.
+def measure(built: Built) -> Footprint:
+    """That of the step that runs, by the compiler of its devices.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses it, for want of memory above all.
@@ -88,18 +108,22 @@ def measure(built: Built) -> tuple[Needs, tuple[Collective, ...]]:
         document_mask=built.config.data.document_mask,
     )
     state, mesh = built.state, built.system.mesh
-    compiled = built.run.step.compile(state, batch, mesh)
+    device = mesh.devices.flat[0]
+    with compiling_for(device):
+        compiled = built.run.step.compile(state, batch, mesh)
     needs = make_needs(
         state,
         passes=built.run.num_microbatches,
         logits=built.logits,
         peak=program_bytes(compiled),
-        how=f"as compiled for {mesh.devices.flat[0].device_kind}",
+        how=f"as compiled for {device.device_kind}",
     )
-    return needs, collectives(compiled.as_text())
+    text = compiled.as_text()
+    kernels = dict.fromkeys(name for name, _ in _KERNEL.findall(text))
+    return Footprint(needs, collectives(text), tuple(kernels))
 
 
-def estimate(built: Built) -> tuple[Needs, tuple[Collective, ...]]:
+def estimate(built: Built) -> Footprint:
     """The same without a compiler: state exactly, the rest from shapes."""
     needs = make_needs(
         built.state,
@@ -108,29 +132,24 @@ def estimate(built: Built) -> tuple[Needs, tuple[Collective, ...]]:
         activations=_activations(built),
         how="estimated from shapes",
     )
-    return needs, _collectives(built)
+    return Footprint(needs, _collectives(built))
 
 
-def least_time(
-    built: Built,
-    hardware: Hardware,
-    needs: Needs,
-    sent: Sequence[Collective],
-) -> Roofline:
+def least_time(built: Built, hardware: Hardware, found: Footprint) -> Roofline:
     """The roofline of a step on one device."""
     train, mesh = built.config.train, built.system.mesh
     tokens = train.batch_size * built.config.data.sequence_length
     flops = plan.training_flops_per_token(built.config, built.system) * tokens
     params = trees.count(built.system.model.shapes) / mesh.shape["tensor"]
     traffic = Traffic(
-        state=needs.state,
+        state=found.needs.state,
         weights=params * built.system.dtype.itemsize,
-        gradients=needs.parameters,
-        activations=needs.activations - needs.logits,
+        gradients=found.needs.parameters,
+        activations=found.needs.activations - found.needs.logits,
         passes=built.run.num_microbatches,
     )
     return roofline(
-        hardware, flops=flops / mesh.size, traffic=traffic, collectives=sent
+        hardware, flops=flops / mesh.size, traffic=traffic, collectives=found.sent
     )
 
 

@@ -29,6 +29,8 @@ _CALLED = re.compile(
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,10 @@ class _Instruction:
     operands: tuple[str, ...]
     called: tuple[str, ...]
     wraps: bool
-    trips: int
+    trips: int  # of a loop; 0 where the compiler does not say
+    channel: str
+    condition: str
+    number: int  # of a constant
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
@@ -72,12 +77,17 @@ def collectives(text: str) -> tuple[Collective, ...]:
     runs = _runs(computations, entry)
     counts: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()
+    seen: set[str] = set()
     for name, times in runs.items():
         for instruction in computations[name].values():
             kind = instruction.operation.removesuffix("-start")
             wraps = kind != instruction.operation and instruction.wraps
             if kind not in KINDS or wraps:  # then it stands in what is started
                 continue
+            # TPUs spread one over several fusions, which share its channel.
+            if instruction.channel in seen:
+                continue
+            seen.update(filter(None, [instruction.channel]))
             counts[kind] += times
             sizes[kind] += times * _size(kind, instruction, shapes)
     return tuple(
@@ -115,7 +125,9 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
         elif current is not None and (found := _INSTRUCTION.match(line)):
             name, shape, operation, rest = found.groups()
             operands, attributes = _close(rest)
-            trips = _TRIPS.search(attributes)
+            trips, channel = _TRIPS.search(attributes), _CHANNEL.search(attributes)
+            condition = _CONDITION.search(attributes)
+            number = operands if operation == "constant" else ""
             current[name] = _Instruction(
                 shape=shape,
                 operation=operation,
@@ -123,7 +135,10 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
                 # What is waited for was called by what started it.
                 called=() if operation.endswith("-done") else _called(attributes),
                 wraps=" calls=" in attributes,
-                trips=int(trips[1]) if trips else 1,
+                trips=int(trips[1]) if trips else 0,
+                channel=channel[1] if channel else "",
+                condition=condition[1] if condition else "",
+                number=int(number) if number.isdecimal() else 0,
             )
     if not entry:
         raise ValueError("no ENTRY computation: this is no text of a compiled program")
@@ -158,9 +173,21 @@ def _runs(
     def visit(name: str, times: int) -> None:
         runs[name] += times
         for instruction in computations[name].values():
+            trips = instruction.trips or _bound(computations, instruction.condition)
             for called in instruction.called:
                 if called in computations:
-                    visit(called, times * instruction.trips)
+                    visit(called, times * trips)
 
     visit(entry, 1)
     return runs
+
+
+def _bound(computations: dict[str, dict[str, _Instruction]], condition: str) -> int:
+    """Turns of a loop that counts from 0 while it is below a constant; else 1."""
+    instructions = computations.get(condition, {})
+    for instruction in instructions.values():
+        if instruction.operation == "compare":
+            for name in instruction.operands:
+                if name in instructions and instructions[name].number:
+                    return instructions[name].number
+    return 1

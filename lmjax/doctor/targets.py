@@ -1,8 +1,9 @@
 """Devices to plan for that are not there: TPU topologies, and stand-ins of GPUs."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import jax
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.doctor.hardware import Target
 
-# Without them libtpu asks the cloud which machine this is.
+# Without the first three libtpu asks the cloud which machine this is; without the last
+# it refuses to be loaded by two processes, as it must where there is a TPU.
 _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -27,6 +30,24 @@ class AbsentDevice:
     compute_capability: str
     platform: str = "gpu"
     process_index: int = 0
+
+
+@contextlib.contextmanager
+def compiling_for(device: Any) -> Iterator[None]:
+    """Hides XLA_FLAGS from libtpu, which ends the process at one that it does not know.
+
+    They are for the devices of this machine, whose compiler has read them. What libtpu
+    is to be told stands in LIBTPU_INIT_ARGS.
+    """
+    given = os.environ.get("XLA_FLAGS")
+    if given is None or not is_absent(device):
+        yield
+        return
+    del os.environ["XLA_FLAGS"]
+    try:
+        yield
+    finally:
+        os.environ["XLA_FLAGS"] = given
 
 
 def is_absent(device: Any) -> bool:

@@ -15,8 +15,7 @@ from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, hardware, memory, targets
 from lmjax.doctor.collectives import Collective
 from lmjax.doctor.memory import format_bytes
-from lmjax.doctor.needs import Needs
-from lmjax.footprint import Built
+from lmjax.footprint import Built, Footprint
 
 SURELY_TOO_MUCH = 1.25  # an estimate beyond this share of the memory is not compiled
 REACHED = 0.5  # share of the roofline that well-tuned programs come to
@@ -73,35 +72,37 @@ class _Planner:
         if built.can_compile:
             print(f"compiling for {built.system.mesh.size} devices", flush=True)
         try:
-            needs, sent = self._needs(built)
+            found = self._footprint(built)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             refusal = error
-            needs, sent = footprint.estimate(built)
+            found = footprint.estimate(built)
         lines = plan.plan_lines(
             built.config,
             built.system,
             built.run,
             self._prepared,
-            memory_bytes=int(needs.peak),
+            memory_bytes=int(found.needs.peak),
             peak_flops=self._peak_flops(),
             start_step=0,
         )
         print("\n".join(lines))
         kind = self._device.device_kind
-        _print_table(f"memory of one {kind}", needs.rows())
-        _print_table("sent by one device in a step", _sent_rows(sent))
-        if found := hardware.device_hardware(self._device):
-            rows = self._time_rows(footprint.least_time(built, found, needs, sent))
+        _print_table(f"memory of one {kind}", found.needs.rows())
+        _print_table("sent by one device in a step", _sent_rows(found.sent))
+        if found.kernels:
+            print("\nfused kernels in the program: " + ", ".join(found.kernels))
+        if known := hardware.device_hardware(self._device):
+            rows = self._time_rows(footprint.least_time(built, known, found))
             _print_table("time of a step at best", rows)
-        usable = memory.USABLE * self._limit
-        if refusal or (self._limit and needs.peak > usable):
-            raise self._advise(needs, refusal)
+        peak, usable = found.needs.peak, memory.USABLE * self._limit
+        if refusal or (self._limit and peak > usable):
+            raise self._advise(peak, refusal)
         of = f" of {format_bytes(usable)} usable" if self._limit else ""
-        print(f"\nfits: {format_bytes(needs.peak)}{of} per device")
+        print(f"\nfits: {format_bytes(peak)}{of} per device")
 
-    def _needs(self, built: Built) -> tuple[Needs, tuple[Collective, ...]]:
+    def _footprint(self, built: Built) -> Footprint:
         if built.can_compile:
             return footprint.measure(built)
         return footprint.estimate(built)
@@ -137,11 +138,11 @@ class _Planner:
             ),
         ]
 
-    def _advise(self, needs: Needs, refusal: BaseException | None) -> UserError:
+    def _advise(self, peak: float, refusal: BaseException | None) -> UserError:
         """What would fit, by the same figures.
 
         Args:
-          needs: of the step as configured.
+          peak: of the step as configured.
           refusal: of the compiler to compile it.
         """
         config = self._config
@@ -151,14 +152,16 @@ class _Planner:
             train = dataclasses.replace(
                 config.train, remat=remat, microbatch_size=microbatch_size
             )
-            if refusal and _same_pass(train, config.train):
-                raise refusal
+            if _same_pass(train, config.train):
+                if refusal:
+                    raise refusal
+                return int(peak)
             changed = dataclasses.replace(config, train=train)
             built = footprint.build(changed, self._prepared, self._devices)
-            guess = footprint.estimate(built)[0]
-            if guess.peak > SURELY_TOO_MUCH * self._limit:
-                return int(guess.peak)
-            return int(self._needs(built)[0].peak)
+            guess = footprint.estimate(built).needs.peak
+            if guess > SURELY_TOO_MUCH * self._limit:
+                return int(guess)
+            return int(self._footprint(built).needs.peak)
 
         found = memory.advice(
             "planning",
@@ -175,7 +178,7 @@ class _Planner:
                 if config.train.remat not in (remat, Remat.FULL)
             },
         )
-        needed = memory.refusal(refusal) if refusal else format_bytes(needs.peak)
+        needed = memory.refusal(refusal) if refusal else format_bytes(peak)
         return DoesNotFit(
             f"the training step does not fit: it needs {needed} per device, and "
             f"{format_bytes(memory.USABLE * self._limit)} are usable",
