@@ -41,10 +41,10 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array, positions_BL: jax.Array | None) -> jax.Array:
         """x + the vectors of the positions, by default 0 to L - 1."""
-        table = self.table[...].astype(self.dtype)
-        if positions_BL is None:
-            return x_BLD + table[: x_BLD.shape[1]]
-        return x_BLD + table[positions_BL]
+        # Cast after the look-up, see `Vocabulary.embed`.
+        table = self.table[...]
+        rows = slice(x_BLD.shape[1]) if positions_BL is None else positions_BL
+        return x_BLD + table[rows].astype(self.dtype)
 
 
 def make_positions(

@@ -110,8 +110,13 @@ class Vocabulary(nnx.Module):
         self.dtype, self.layout = setting.dtype, setting.layout
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [...] to vectors [..., D]."""
-        return self._whole(self.table)[tokens]
+        """Token ids [...] to vectors [..., D].
+
+        Cast after they are looked up, so that gradients of a token that comes often are
+        summed in float32: in bfloat16 a sum of ones ends at 256.
+        """
+        rows_VD = self.layout(self.table[...], "vocab", None)
+        return rows_VD[tokens].astype(self.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits; -inf on ids that are never predicted."""
