@@ -8,6 +8,9 @@ import pytest
 
 from lmjax.train.profile import STEP, ProfiledStep
 
+# JAX's reader of traces warns of its own types; as an error that ends the process.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
+
 
 def _steps(folder: Path) -> list[int]:
     """Numbers of the steps in a trace, which is one file."""
