@@ -460,3 +460,10 @@ def test_processes_are_named_as_a_whole_or_found_by_themselves() -> None:
         else:
             with pytest.raises(ConfigError, match=r"parallel\.coordinator"):
                 checks.check(config)
+
+
+def test_a_profile_names_steps() -> None:
+    checks.check(_with(log__profile="steps 20-25"))
+    for text in ("20-25", "steps 25-20", "steps 0-2"):
+        message = _message(_with(log__profile=text))
+        assert "log.profile" in message and "the first and the last" in message

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lmjax import training_run
+from lmjax.core.errors import ConfigError
 from lmjax.train.profile import STEP, ProfiledStep
 
 # JAX's reader of traces warns of its own types; as an error that ends the process.
@@ -69,3 +71,10 @@ def test_a_start_that_has_none_of_them_traces_nothing(
     made, lines = _run(tmp_path / "profile", start=start, end=end, first=4, last=5)
     assert (made, lines) == (end - start, [])
     assert not (tmp_path / "profile").exists()
+
+
+def test_steps_beyond_the_end_of_the_run_are_an_error() -> None:
+    assert training_run._profiled("", 10) == (0, 0)
+    assert training_run._profiled("steps 9-10", 10) == (9, 10)
+    with pytest.raises(ConfigError, match="ends after step 10"):
+        training_run._profiled("steps 9-11", 10)
