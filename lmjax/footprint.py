@@ -42,6 +42,11 @@ class Built:
     run: Run
 
     @property
+    def device(self) -> Any:
+        """One of the devices, which are all alike."""
+        return self.system.mesh.devices.flat[0]
+
+    @property
     def shards(self) -> int:
         """Devices that split a batch."""
         shape = self.system.mesh.shape
@@ -66,10 +71,15 @@ class Built:
         ids = self.system.model.setting.vocab_size / self.system.mesh.shape["tensor"]
         return 2 * 4 * ids * min(tokens, chunk)
 
+    def in_passes_of(self, size: int, why: str) -> "Built":
+        """The same with another microbatch; the plan says `why`."""
+        count = self.config.train.batch_size // size
+        return dataclasses.replace(self, run=self.run.with_microbatches(count, why))
+
     @property
     def can_compile(self) -> bool:
         """Whether there is a compiler for the devices."""
-        return not isinstance(self.system.mesh.devices.flat[0], AbsentDevice)
+        return not isinstance(self.device, AbsentDevice)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +118,7 @@ def measure(built: Built) -> Footprint:
         document_mask=built.config.data.document_mask,
     )
     state, mesh = built.state, built.system.mesh
-    device = mesh.devices.flat[0]
+    device = built.device
     with compiling_for(device):
         compiled = built.run.step.compile(state, batch, mesh)
     needs = make_needs(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lmjax.doctor.memory import format_bytes
+from lmjax.parallel.rules import HOST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,9 @@ def make_needs(
 
 
 def device_bytes_of(tree: Any) -> float:
-    """Bytes of a tree of shapes with shardings on one device."""
+    """Bytes of a tree of shapes with shardings on one device, not on its host."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )

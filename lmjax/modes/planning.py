@@ -1,6 +1,7 @@
 """Mode plan: what training would take, here or on devices that are not there."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from lmjax import experiment, footprint, plan
-from lmjax.config.schema import Config, Remat, TrainConfig
+from lmjax.config.schema import Config, Remat
 from lmjax.core.errors import UserError
 from lmjax.data.preparation.assumed import assume_corpus
 from lmjax.data.preparation.manifest import Prepared
@@ -63,14 +64,16 @@ class _Planner:
     ):
         self._config, self._prepared, self._devices = config, prepared, devices
         self._built = footprint.build(config, prepared, devices)
-        self._device = self._built.system.mesh.devices.flat[0]
-        self._limit = memory.device_bytes(self._device)
+        self._limit = memory.device_bytes(self._built.device)
+        self._found: dict[tuple[int, Remat], Footprint] = {}
+        self._usable = memory.USABLE * self._limit
 
     def show(self) -> None:
         """Prints plan, memory, collectives, time and verdict."""
-        built, refusal = self._built, None
-        if built.can_compile:
-            print(f"compiling for {built.system.mesh.size} devices", flush=True)
+        if self._built.can_compile:
+            number, kind = self._built.system.mesh.size, self._built.device.device_kind
+            print(f"compiling for {number} x {kind}", flush=True)
+        built, refusal = self._choose(), None
         try:
             found = self._footprint(built)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -88,30 +91,63 @@ class _Planner:
             start_step=0,
         )
         print("\n".join(lines))
-        kind = self._device.device_kind
+        kind = built.device.device_kind
         _print_table(f"memory of one {kind}", found.needs.rows())
         _print_table("sent by one device in a step", _sent_rows(found.sent))
         if found.kernels:
             print("\nfused kernels in the program: " + ", ".join(found.kernels))
-        if known := hardware.device_hardware(self._device):
+        if known := hardware.device_hardware(built.device):
             rows = self._time_rows(footprint.least_time(built, known, found))
             _print_table("time of a step at best", rows)
-        peak, usable = found.needs.peak, memory.USABLE * self._limit
-        if refusal or (self._limit and peak > usable):
-            raise self._advise(peak, refusal)
-        of = f" of {format_bytes(usable)} usable" if self._limit else ""
+        peak = found.needs.peak
+        if refusal or (self._limit and peak > self._usable):
+            raise self._advise(built, peak, refusal)
+        of = f" of {format_bytes(self._usable)} usable" if self._limit else ""
         print(f"\nfits: {format_bytes(peak)}{of} per device")
 
+    def _choose(self) -> Built:
+        """The step with as few passes as training would take, or as the config says."""
+        train, built = self._config.train, self._built
+        if train.microbatch_size or not self._limit:
+            return built
+        made = {}
+
+        def measure(size: int) -> int:
+            why = ""
+            if size < train.batch_size:
+                why = f" of {size}, the most that fits {format_bytes(self._usable)}"
+            made[size] = built.in_passes_of(size, why)
+            return self._peak(made[size])
+
+        fitting = memory.largest_fitting(
+            measure,
+            batch_size=train.batch_size,
+            size=train.batch_size,
+            limit_bytes=self._limit,
+            multiple=built.shards,
+        )
+        return made[fitting or min(made)]
+
+    def _peak(self, built: Built) -> int:
+        """Bytes that a step needs; one that is far too large isn't compiled for it."""
+        guess = footprint.estimate(built).needs.peak
+        if self._limit and guess > SURELY_TOO_MUCH * self._limit:
+            return int(guess)
+        return int(self._footprint(built).needs.peak)
+
     def _footprint(self, built: Built) -> Footprint:
-        if built.can_compile:
-            return footprint.measure(built)
-        return footprint.estimate(built)
+        size = built.run.num_microbatches, built.config.train.remat
+        if size not in self._found:
+            way = footprint.measure if built.can_compile else footprint.estimate
+            self._found[size] = way(built)
+        return self._found[size]
 
     def _peak_flops(self) -> float:
         """Of all devices together; fake CPU devices share one machine."""
         mesh = self._built.system.mesh
-        count = 1 if self._device.platform == "cpu" else mesh.size
-        return flops.peak_flops(self._device) * count
+        device = self._built.device
+        count = 1 if device.platform == "cpu" else mesh.size
+        return flops.peak_flops(device) * count
 
     def _time_rows(self, least: footprint.Roofline) -> list[tuple[str, str]]:
         run, steps = self._built.run, self._built.run.intervals.total
@@ -138,59 +174,48 @@ class _Planner:
             ),
         ]
 
-    def _advise(self, peak: float, refusal: BaseException | None) -> UserError:
+    def _advise(
+        self, built: Built, peak: float, refusal: BaseException | None
+    ) -> UserError:
         """What would fit, by the same figures.
 
         Args:
-          peak: of the step as configured.
+          built: what does not.
+          peak: bytes that it needs.
           refusal: of the compiler to compile it.
         """
-        config = self._config
         print("\nlooking for what fits", flush=True)
+        config, passes = self._config, built.run.num_microbatches
 
-        def measure(remat: Remat, microbatch_size: int) -> int:
-            train = dataclasses.replace(
-                config.train, remat=remat, microbatch_size=microbatch_size
-            )
-            if _same_pass(train, config.train):
+        def measure(remat: Remat, size: int) -> int:
+            if remat is config.train.remat and size * passes == config.train.batch_size:
                 if refusal:
                     raise refusal
                 return int(peak)
+            train = dataclasses.replace(config.train, remat=remat, microbatch_size=size)
             changed = dataclasses.replace(config, train=train)
-            built = footprint.build(changed, self._prepared, self._devices)
-            guess = footprint.estimate(built).needs.peak
-            if guess > SURELY_TOO_MUCH * self._limit:
-                return int(guess)
-            return int(self._footprint(built).needs.peak)
+            return self._peak(footprint.build(changed, self._prepared, self._devices))
 
         found = memory.advice(
             "planning",
-            lambda size: measure(config.train.remat, size),
+            functools.partial(measure, config.train.remat),
             batch_size=config.train.batch_size,
-            microbatch_size=config.train.microbatch_size,
+            microbatch_size=config.train.batch_size // passes,
             limit_bytes=self._limit,
-            multiple=self._built.shards,
+            multiple=built.shards,
             others={
-                f"--config.train.remat={remat.value}": lambda size, remat=remat: (
-                    measure(remat, size)
-                )
-                for remat in (Remat.DOTS, Remat.FULL)
+                f"--config.train.remat={remat.value}": functools.partial(measure, remat)
+                for remat in (Remat.DOTS, Remat.NAMED, Remat.FULL)
                 if config.train.remat not in (remat, Remat.FULL)
             },
         )
         needed = memory.refusal(refusal) if refusal else format_bytes(peak)
         return DoesNotFit(
             f"the training step does not fit: it needs {needed} per device, and "
-            f"{format_bytes(memory.USABLE * self._limit)} are usable",
-            where=f"{self._device.device_kind}, {self._built.system.mesh.size} of them",
+            f"{format_bytes(self._usable)} are usable",
+            where=f"{built.device.device_kind}, {built.system.mesh.size} of them",
             remedy=found.remedy,
         )
-
-
-def _same_pass(one: TrainConfig, other: TrainConfig) -> bool:
-    """Whether both have the same forward pass; a microbatch of 0 is a whole batch."""
-    sizes = {each.microbatch_size or each.batch_size for each in (one, other)}
-    return one.remat is other.remat and len(sizes) == 1
 
 
 def _sent_rows(sent: Sequence[Collective]) -> list[tuple[str, str]]:

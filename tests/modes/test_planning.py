@@ -64,16 +64,22 @@ def test_a_t4_computes_in_float16_and_without_a_fused_kernel(
     assert "attention   xla (it needs compute capability 8.0 or newer)" in told
 
 
-def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pass_that_is_too_large_is_refused_and_the_largest_that_fits_taken(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.005")
-    config = _config("l4", variants="diffusion", batch_size=64, remat=Remat.FULL)
+    config = _config("l4", batch_size=64, remat=Remat.FULL)
+    plan_only(config, tmp_path)
+    told = capsys.readouterr().out
+    taken = re.search(r"pass\(es\) of (\d+), the most that fits", told)[1]
+    config.train.microbatch_size = 2 * int(taken)
     with pytest.raises(DoesNotFit, match="does not fit") as caught:
         plan_only(config, tmp_path)
     assert caught.value.status == 3
     found = re.search(r"microbatch_size=(\d+) \(([\d.]+) MB\)", caught.value.remedy)
-    assert int(found[1]) < 64
+    assert found[1] == taken
     granted = 0.005 * 23034 * 2**20
     assert float(found[2]) * 1e6 < 0.95 * granted
 
