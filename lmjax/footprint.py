@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from lmjax import experiment, plan, training_run
 from lmjax.config.schema import AttentionKind, Config, ModelConfig, Remat
@@ -128,7 +129,12 @@ def measure(built: Built) -> Footprint:
         peak=program_bytes(compiled),
         how=f"as compiled for {device.device_kind}",
     )
-    text = compiled.as_text()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # A program of a libtpu that is newer than jaxlib may have what it cannot read.
+        logging.warning("the compiled program cannot be read: %s", error)
+        return Footprint(needs, _collectives(built))
     kernels = dict.fromkeys(name for name, _ in _KERNEL.findall(text))
     return Footprint(needs, collectives(text), tuple(kernels))
 
@@ -180,6 +186,7 @@ def _saved(built: Built, remat: Remat) -> float:
     setting = dataclasses.replace(
         system.model.setting,
         remat=remat,
+        scan=True,  # saves the same, and is traced once for all layers
         # Of the same size; what attention does in float16 depends on the backend.
         dtype=jnp.dtype("bfloat16" if system.dtype == np.float16 else system.dtype),
     )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 from absl import logging
+from jax.sharding import Mesh
 
 from lmjax.config.schema import Config, OptimConfig, TrainConfig
 from lmjax.core import durations
@@ -17,6 +18,7 @@ from lmjax.data import pipeline
 from lmjax.data.batch import Batch
 from lmjax.data.mixing import Mixture
 from lmjax.data.preparation.manifest import Prepared
+from lmjax.doctor import targets
 from lmjax.experiment import System
 from lmjax.optim.learning_rates import learning_rate, over_lengths
 from lmjax.optim.optimizers import build_optimizer
@@ -74,7 +76,7 @@ def build_run(
             warmup_steps,
             total,
         )
-    _check_offload(config.train, system.mesh.local_mesh.devices.flat[0])
+    _check_offload(config.train, system.mesh)
     schedule = _learning_rate(config.optim, scale, lengths or [[0, total]])
     max_words = _max_words(config)
     optimizer = build_optimizer(config.optim, schedule)
@@ -172,9 +174,15 @@ def run_scale(config: Config, prepared: Prepared) -> durations.RunScale:
     return dataclasses.replace(scale, total_steps=total)
 
 
-def _check_offload(config: TrainConfig, device: jax.Device) -> None:
-    """Raises ConfigError where the optimizer's state can't stay with the host."""
-    if config.offload_optimizer and not rules.has_host_memory(device):
+def _check_offload(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where the optimizer's state can't stay with the host.
+
+    Devices that a plan is made for can't be asked; all that have names can do it.
+    """
+    if not config.offload_optimizer or targets.is_absent(mesh.devices.flat[0]):
+        return
+    device = mesh.local_mesh.devices.flat[0]
+    if not rules.has_host_memory(device):
         kinds = ", ".join(sorted(m.kind for m in device.addressable_memories()))
         raise ConfigError(
             f"{device.device_kind} reads no memory of its host (it has: {kinds})",
