@@ -105,6 +105,23 @@ def test_what_stands_in_a_loop_counts_as_often_as_it_turns() -> None:
     assert collectives(HEAD + LOOPS) == (Collective("all-reduce", 7, 7 * 20),)
 
 
+def test_a_loop_that_counts_to_a_constant_turns_so_often() -> None:
+    """As compiled for TPU: no line says how often, but its condition does."""
+    condition = """
+%below (b: (s32[], f32[5])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %b = (s32[], f32[5]{0}) parameter(0)
+  %index = s32[]{:T(128)} get-tuple-element(%b), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%index, %limit), direction=LT
+}
+"""
+    known = 'body=%outer, backend_config={"known_trip_count":{"n":"2"}}'
+    assert known in LOOPS
+    loops = LOOPS.replace(known, "condition=%below, body=%outer")
+    found = collectives(HEAD + condition + loops)
+    assert found == (Collective("all-reduce", 1 + 4 * 3, 13 * 20),)
+
+
 def test_a_text_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives("module @jit_f { }")
