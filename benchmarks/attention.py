@@ -36,7 +36,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from lmjax.config.schema import AttentionKind
 from lmjax.core.errors import ConfigError
-from lmjax.models.attention_kernels import AttentionFunction, choose_attention
+from lmjax.models.attention_choice import choose_attention
+from lmjax.models.attention_kernels import AttentionFunction
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MASKS = ("causal", "bidirectional", "documents")

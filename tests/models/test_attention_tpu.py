@@ -84,6 +84,24 @@ def test_the_kernel_agrees_with_xla_on_every_mesh(
         np.testing.assert_allclose(array, expected, atol=2e-5)
 
 
+def test_replicas_of_a_model_run_the_kernel_on_their_own_rows() -> None:
+    """As the training step maps over them: rows go to the axis fsdp alone inside."""
+    mesh = _mesh(2, 2, 2)
+    inputs = _inputs(mesh, 4, 2)
+    layout = rules.Layout(mesh, replica_axis="data")
+    splash = SplashAttention(layout=layout, interpret=True)
+
+    def by_replica(*arrays: jax.Array, causal: bool) -> jax.Array:
+        attend = functools.partial(splash, causal=causal)
+        mapped = jax.vmap(attend, spmd_axis_name="data")(*layout.split(arrays))
+        return mapped.reshape(arrays[0].shape)
+
+    found = _values_and_gradients(by_replica, inputs, causal=True)
+    wanted = _values_and_gradients(library_attention, inputs, causal=True)
+    for array, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(array, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_blocks_that_are_left_out_are_those_that_nobody_sees(causal: bool) -> None:
     """Three blocks each way, and a batch that the mesh does not split."""
