@@ -145,3 +145,42 @@ def test_a_program_of_this_compiler_is_understood() -> None:
         Collective("all-reduce", 5, 5 * 3 * 2 * 4),
         Collective("all-gather", 1, 12 * 2 * 4),
     )
+
+
+TPU_PROGRAM = """HloModule step
+
+%begin (param.1: f32[64]) -> f32[256] {
+  %param.1 = f32[64]{0} parameter(0)
+  ROOT %gather.1 = f32[256]{0} all-gather(%param.1), channel_id=7, dimensions={0}
+}
+
+%finish (param.2: f32[64]) -> f32[256] {
+  %param.2 = f32[64]{0} parameter(0)
+  ROOT %gather.2 = f32[256]{0} all-gather(%param.2), channel_id=7, dimensions={0}
+}
+
+%below (param.3: (s32[], f32[64])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(5)
+  %param.3 = (s32[], f32[64]{0}) parameter(0)
+  %turn = s32[] get-tuple-element(%param.3), index=0
+  ROOT %compare.1 = pred[] compare(%turn, %constant.1), direction=LT
+}
+
+%layer (param.4: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %param.4 = (s32[], f32[64]{0}) parameter(0)
+  %shard = f32[64]{0} get-tuple-element(%param.4), index=1
+  %fusion.1 = f32[256]{0} fusion(%shard), kind=kCustom, calls=%begin
+  %fusion.2 = f32[256]{0} fusion(%shard), kind=kCustom, calls=%finish
+}
+
+ENTRY %main (param.5: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %param.5 = (s32[], f32[64]{0}) parameter(0)
+  ROOT %while.1 = (s32[], f32[64]{0}) while(%param.5), condition=%below, body=%layer
+}
+"""
+
+
+def test_a_tpu_spreads_one_collective_over_fusions_and_counts_turns_to_a_constant() -> (
+    None
+):
+    assert collectives(TPU_PROGRAM) == (Collective("all-gather", 5, 5 * 256 * 4),)
