@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lmjax.config.schema import MLPKind, ModelConfig, NormKind
-from lmjax.models.linear import Linear, dropout
+from lmjax.models.linear import Linear, dropout, wide_product
 from lmjax.models.mlp import MLP
 from lmjax.models.norms import LayerNorm, RMSNorm, make_norm
 
@@ -162,6 +162,35 @@ def test_linear_starts_with_the_stated_deviation() -> None:
 def test_linear_refuses_names_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="must name the 2 dimensions"):
         Linear((2,), (3,), names=("embed",), dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_wide_products_have_float32_values_and_the_gradients_of_a_product(
+    dtype: str, error: float
+) -> None:
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(2, 3, 5)), dtype)
+    kernel = jnp.asarray(generator.normal(size=(7, 5)), dtype)
+    pull = generator.normal(size=(2, 3, 7))
+    values, transposed = jax.vjp(wide_product, x, kernel)
+    by_x, by_kernel = transposed(jnp.asarray(pull, jnp.float32))
+    assert values.dtype == jnp.float32
+    assert by_x.dtype == by_kernel.dtype == dtype
+    exact_x, exact_kernel = np.asarray(x, float), np.asarray(kernel, float)
+    np.testing.assert_allclose(values, exact_x @ exact_kernel.T, atol=1e-5)
+    np.testing.assert_allclose(by_x, pull @ exact_kernel, rtol=error, atol=error)
+    expected = np.einsum("blv,bld->vd", pull, exact_x)
+    np.testing.assert_allclose(by_kernel, expected, rtol=error, atol=error)
+
+
+def test_wide_products_go_back_through_products_of_their_own_dtype() -> None:
+    x, kernel = jnp.ones((3, 5), jnp.bfloat16), jnp.ones((7, 5), jnp.bfloat16)
+    back = jax.make_jaxpr(lambda g: jax.vjp(wide_product, x, kernel)[1](g))
+    program = back(jnp.ones((3, 7), jnp.float32))
+    products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+    read = {str(v.aval.dtype) for e in products for v in e.invars}
+    assert len(products) >= 2
+    assert read == {"bfloat16"}
 
 
 def test_dropout_keeps_the_mean_and_drops_the_stated_share() -> None:

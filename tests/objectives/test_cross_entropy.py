@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objectives.cross_entropy import TokenCosts, cross_entropy
+from lmjax.objectives.cross_entropy import (
+    TokenCosts,
+    cross_entropy,
+    default_chunk_tokens,
+)
 
 BATCH_SIZE, LENGTH, WIDTH, VOCAB_SIZE = 3, 7, 4, 11
 UNPREDICTABLE = (0, 10)
@@ -134,3 +138,9 @@ def test_no_more_logits_exist_at_once_than_a_chunk_holds(chunk_tokens: int) -> N
     whole = f"[{BATCH_SIZE},{LENGTH},{VOCAB_SIZE}]" in text
     assert whole == (chunk_tokens == 1000)
     assert f"[4,{BATCH_SIZE},2,{VOCAB_SIZE}]" not in text, "logits of all chunks kept"
+
+
+def test_default_chunks_stay_in_the_caches_of_a_cpu() -> None:
+    assert default_chunk_tokens("cpu", 16_384) * 16_384 * 4 == 2**25
+    assert default_chunk_tokens("cpu", 10**9) == 64
+    assert default_chunk_tokens("gpu", 16_384) == 8192
