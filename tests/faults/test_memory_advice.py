@@ -135,5 +135,5 @@ def test_nothing_that_fits_is_an_error_with_a_remedy(
     monkeypatch.setattr(memory, "program_bytes", lambda made: 2_000_000)
     monkeypatch.setattr(fitting, "compile_step", lambda *_: 0)
     with pytest.raises(UserError, match=r"compiling.*2\.0 MB of 1\.0 MB") as error:
-        modes.plan_only(config, tmp_path / "run")
+        modes.train(config, tmp_path / "run")
     assert "no smaller step fits" in error.value.remedy

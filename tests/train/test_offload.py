@@ -58,7 +58,9 @@ def test_a_device_that_reads_no_memory_of_its_host_is_an_error() -> None:
     device: Any = types.SimpleNamespace(
         device_kind="toy", addressable_memories=lambda: [memory]
     )
-    training_run._check_offload(TrainConfig(), device)
+    mesh: Any = types.SimpleNamespace(devices=np.array([device]))
+    mesh.local_mesh = mesh
+    training_run._check_offload(TrainConfig(), mesh)
     with pytest.raises(ConfigError, match="toy reads no memory") as error:
-        training_run._check_offload(TrainConfig(offload_optimizer=True), device)
+        training_run._check_offload(TrainConfig(offload_optimizer=True), mesh)
     assert "parallel.fsdp" in error.value.remedy
