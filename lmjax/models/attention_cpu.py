@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.models.attention_kernels import segments_with_padding
+
 BLOCK = 128  # queries whose weights exist at once
 MAX_BLOCKS = 16  # of a row: all stand in the program, which has to be compiled
 _UNSEEN = -1e30  # score of weight 0; finite, so that no difference of two is NaN
@@ -32,11 +34,7 @@ def blockwise_attention(
 
     Computes in float32, whatever comes in.
     """
-    # Documents by number, 0 on padding; without segments all real keys are seen.
-    labels_BS = segments_BL
-    if lengths_B is not None:
-        real_BS = jnp.arange(k_BSKH.shape[1]) < lengths_B[:, None]
-        labels_BS = jnp.where(real_BS, 1 if labels_BS is None else labels_BS, 0)
+    labels_BS = segments_with_padding(k_BSKH, lengths_B, segments_BL)
     q, k, v = (
         jnp.swapaxes(x.astype(jnp.float32), 1, 2) for x in (q_BLNH, k_BSKH, v_BSKH)
     )

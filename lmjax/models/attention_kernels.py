@@ -138,6 +138,21 @@ def _dot_product_attention(
     )
 
 
+def segments_with_padding(
+    k_BSKH: jax.Array, lengths_B: jax.Array | None, segments_BL: jax.Array | None
+) -> jax.Array | None:
+    """Numbers of the documents, 0 on padding; without segments a row is one, 1.
+
+    None where there is nothing to tell apart.
+    """
+    if segments_BL is not None:
+        return with_padding(segments_BL, lengths_B)
+    if lengths_B is not None:
+        ones_BL = jnp.ones(k_BSKH.shape[:2], jnp.int32)
+        return with_padding(ones_BL, lengths_B)
+    return None
+
+
 def with_padding(segments_BL: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
     """The segments, with all that is behind the lengths in segment 0."""
     if lengths_B is None:

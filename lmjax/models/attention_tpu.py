@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lmjax.models.attention_kernels import library_attention, with_padding
+from lmjax.models.attention_kernels import library_attention, segments_with_padding
 from lmjax.parallel.rules import ONE_DEVICE, Layout
 
 MULTIPLE = 128  # lengths the kernel takes are multiples of this
@@ -52,7 +52,7 @@ class SplashAttention:
                 lengths_B=lengths_B,
                 segments_BL=segments_BL,
             )
-        segments_BL = _segments(q_BLNH, lengths_B, segments_BL)
+        segments_BL = segments_with_padding(q_BLNH, lengths_B, segments_BL)
         attend = functools.partial(_attend, causal=causal, interpret=self.interpret)
         if not self.layout.is_split:
             return attend(q_BLNH, k_BSKH, v_BSKH, segments_BL)
@@ -72,18 +72,6 @@ class SplashAttention:
             out_specs=spec,
             check_vma=False,  # the kernel does not say how its results vary
         )(q_BLNH, k_BSKH, v_BSKH, segments_BL)
-
-
-def _segments(
-    q_BLNH: jax.Array, lengths_B: jax.Array | None, segments_BL: jax.Array | None
-) -> jax.Array | None:
-    """What keeps queries to their own keys; padding is a segment of its own."""
-    if segments_BL is not None:
-        return with_padding(segments_BL, lengths_B)
-    if lengths_B is not None:
-        ones_BL = jnp.ones(q_BLNH.shape[:2], jnp.int32)
-        return with_padding(ones_BL, lengths_B)
-    return None
 
 
 def _attend(
