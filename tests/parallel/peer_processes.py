@@ -8,6 +8,7 @@ exit status, what it said and when it ended, in seconds since something happened
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -150,6 +151,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def _said(log: Path) -> str:
+    """What a process wrote, without the lines that Gloo's threads put in between."""
+    return re.sub(r"\[Gloo\][^\n]*\n", "", log.read_text(errors="replace"))
+
+
 def main(folder: Path, names: list[str]) -> None:
     """Runs the scenarios, and writes what came of them."""
     waiting = {
@@ -168,7 +174,7 @@ def main(folder: Path, names: list[str]) -> None:
         marker = folder / name / "happened"
         found[name][index] = {
             "status": os.waitstatus_to_exitcode(status),
-            "said": (folder / name / f"{index}.txt").read_text(errors="replace"),
+            "said": _said(folder / name / f"{index}.txt"),
             "after": time.time() - marker.stat().st_mtime if marker.exists() else 0.0,
         }
         # Whom something was to happen to, and is halted, ends with the others.
