@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 TURN = 15.0  # seconds that the baseline trains at a time
 TRIAL_STEPS = 200  # of which the second half is timed
 MARGIN = 0.92  # of lmjax's time that its steps may fill by the trial
-EVALUATIONS = "5%"  # of the run
+EVALUATIONS = "20%"  # of the run
 PEAK, BETAS, DECAY, CLIP, WARMUP = 6e-4, (0.9, 0.95), 0.1, 1.0, 0.02  # nanoGPT
 HELD_OUT = re.compile(r"step [\d,]+ held-out: ")
 STEP = re.compile(r"step ([\d,]+)/")

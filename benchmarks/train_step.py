@@ -119,7 +119,7 @@ def lmjax_stepper(
     schedule = learning_rate(
         config.optim, total_steps=10_000, warmup_steps=100, decay_steps=1
     )
-    optimizer = build_optimizer(config.optim, schedule)
+    optimizer = build_optimizer(config.optim, schedule, model.names)
     mesh = build_mesh(config.parallel, [device])
     step = TrainStep(
         bind=model.bind,

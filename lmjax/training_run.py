@@ -79,7 +79,7 @@ def build_run(
     _check_offload(config.train, system.mesh)
     schedule = _learning_rate(config.optim, scale, lengths or [[0, total]])
     max_words = _max_words(config)
-    optimizer = build_optimizer(config.optim, schedule)
+    optimizer = build_optimizer(config.optim, schedule, system.model.names)
     batch_size = config.train.batch_size
     num_microbatches = batch_size // (config.train.microbatch_size or batch_size)
     guard = Guard(

@@ -239,6 +239,13 @@ class NoiseRemoval(enum.Enum):
     GREEDY = "greedy"  # the most probable token
 
 
+class OptimizerKind(enum.Enum):
+    """What makes an update of a gradient."""
+
+    ADAMW = "adamw"
+    MUON = "muon"  # on the kernels of the blocks; AdamW on all else
+
+
 class LearningRateKind(enum.Enum):
     """Shape of the learning rate after the warm-up."""
 

@@ -72,6 +72,7 @@ RANGES = {
     "optim.beta1": "[0, 1)",
     "optim.beta2": "[0, 1)",
     "optim.epsilon": "(0, inf)",
+    "optim.momentum": "[0, 1)",
     "optim.clip_norm": "[0, inf)",
     "optim.ema_decay": "[0, 1)",
     "train.max_words": "[0, inf)",

@@ -28,6 +28,7 @@ from lmjax.config.choices import (
     NoiseRemoval,
     NormKind,
     OnExtend,
+    OptimizerKind,
     Packing,
     Parameterization,
     PositionKind,
@@ -180,6 +181,7 @@ class UniformDiffusionConfig(DiffusionConfig):
 
 @dataclasses.dataclass
 class OptimConfig:
+    kind: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float = 3e-4  # peak
     warmup: str = "5%"
     schedule: LearningRateKind = LearningRateKind.COSINE
@@ -189,6 +191,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-8
+    momentum: float = 0.95  # of Muon
     clip_norm: float = 1.0  # global gradient norm; 0 switches clipping off
     ema_decay: float = 0.999  # 0 switches the moving average off
     on_extend: OnExtend = OnExtend.REFUSE  # when a run goes on with another budget

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from lmjax.core.types import LanguageModel, PyTree
 
-CPU_LOGITS_BYTES = 2**25  # what the caches of a CPU hold
+CPU_LOGITS_BYTES = 2**22  # what the caches of a CPU hold
+CPU_CHUNK_TOKENS = 256  # fewer waste more on adding up the head's gradients
 CHUNK_TOKENS = 8192  # of any other device
 
 
@@ -17,7 +18,7 @@ def default_chunk_tokens(platform: str, vocab_size: int) -> int:
     """Tokens per device whose logits exist at once, where the config does not say."""
     if platform != "cpu":
         return CHUNK_TOKENS
-    return max(64, CPU_LOGITS_BYTES // (4 * vocab_size))
+    return max(CPU_CHUNK_TOKENS, CPU_LOGITS_BYTES // (4 * vocab_size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

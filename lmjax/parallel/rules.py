@@ -5,8 +5,9 @@ import math
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmjax.core import trees
 
 HOST = "pinned_host"  # the host's memory, as JAX calls the part that devices read
 
@@ -147,14 +148,22 @@ def on_host(shardings: Any, shapes: Any) -> Any:
     return jax.tree.map(move, shardings, shapes)
 
 
-def optimizer_shardings(
-    optimizer: optax.GradientTransformation, opt_state: Any, shardings: Any, mesh: Mesh
-) -> Any:
-    """Each moment sharded as its parameter, counters on every device."""
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        opt_state,
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+def optimizer_shardings(opt_state: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Each moment sharded as its parameter, all else on every device.
+
+    An optimizer keeps a moment in a tree of the parameters' names, which its path then
+    ends with, whatever transformations surround it.
+    """
+    of_params = {
+        trees.path_name(path): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+
+    def shard(name: str, _: Any) -> NamedSharding:
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next(
+            (of_params[end] for end in ends if end in of_params), replicated(mesh)
+        )
+
+    return trees.map_named(shard, opt_state)

@@ -80,9 +80,7 @@ class StateMaker:
         """
         shapes = jax.eval_shape(self._fresh, jax.random.key(0))
         params = rules.param_shardings(shapes.params, self.names, self.mesh)
-        moments = rules.optimizer_shardings(
-            self.optimizer, shapes.opt_state, params, self.mesh
-        )
+        moments = rules.optimizer_shardings(shapes.opt_state, params, self.mesh)
         if self.offload:
             moments = rules.on_host(moments, shapes.opt_state)
         shardings = TrainState(

@@ -141,6 +141,6 @@ def test_no_more_logits_exist_at_once_than_a_chunk_holds(chunk_tokens: int) -> N
 
 
 def test_default_chunks_stay_in_the_caches_of_a_cpu() -> None:
-    assert default_chunk_tokens("cpu", 16_384) * 16_384 * 4 == 2**25
-    assert default_chunk_tokens("cpu", 10**9) == 64
+    assert default_chunk_tokens("cpu", 1024) * 1024 * 4 == 2**22
+    assert default_chunk_tokens("cpu", 10**9) == 256
     assert default_chunk_tokens("gpu", 16_384) == 8192

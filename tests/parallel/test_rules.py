@@ -9,9 +9,11 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from lmjax.config.schema import Backbone, ParallelConfig
+from lmjax.config.schema import Backbone, OptimConfig, OptimizerKind, ParallelConfig
+from lmjax.core import trees
 from lmjax.data.batch import synthetic
 from lmjax.models.build import Model
+from lmjax.optim.optimizers import build_optimizer
 from lmjax.parallel import hosts, rules
 from lmjax.parallel.mesh import build_mesh
 
@@ -61,12 +63,40 @@ def test_moments_have_the_sharding_of_their_parameter(
     shardings = rules.param_shardings(model.shapes, model.names, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = jax.eval_shape(optimizer.init, model.shapes)
-    found = rules.optimizer_shardings(optimizer, state, shardings, mesh)
+    found = rules.optimizer_shardings(state, shardings, mesh)
     adam = found[1][0]
     assert adam.mu == shardings
     assert adam.nu == shardings
     assert adam.count == rules.replicated(mesh)
     assert jax.tree.structure(found) == jax.tree.structure(state)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {trees.path_name(path): leaf for path, leaf in flat}
+
+
+def test_a_parameter_s_momentum_is_found_inside_any_optimizer(
+    make_model: Callable[..., Model], mesh: Mesh
+) -> None:
+    """Muon keeps matrices and the rest apart, in trees with holes."""
+    model = make_model()
+    shardings = rules.param_shardings(model.shapes, model.names, mesh)
+    config = OptimConfig(kind=OptimizerKind.MUON)
+    optimizer = build_optimizer(config, optax.constant_schedule(0.1), model.names)
+    state = jax.eval_shape(optimizer.init, model.shapes)
+    found = _named(rules.optimizer_shardings(state, shardings, mesh))
+    of_params = _named(shardings)
+    for name, sharding in of_params.items():
+        held = [found[path] for path in found if path.endswith(f"/{name}")]
+        matrix = name.endswith("kernel")
+        assert held == [sharding] * (1 if matrix else 2), name
+    others = [
+        sharding
+        for path, sharding in found.items()
+        if not any(path.endswith(f"/{name}") for name in of_params)
+    ]
+    assert set(others) == {rules.replicated(mesh)}
 
 
 def test_rows_of_a_batch_are_split_over_data_and_fsdp(mesh: Mesh) -> None:
