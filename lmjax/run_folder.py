@@ -37,7 +37,7 @@ FIXED_FIELDS = re.compile(
     r"|positions|rope_theta|backbone|norm|norm_epsilon|norm_bias|qk_norm"
     r"|attention_bias|mlp_bias|head_bias|tied_embeddings|vocab_size"
     r"|time_conditioning|condition_width)"
-    r"|train\.batch_size|optim\.ema_decay"
+    r"|train\.batch_size|optim\.(kind|ema_decay)"
 )
 
 

@@ -179,7 +179,6 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         seed: int = 0,
         guard: Guard | None = None,
         schedule: optax.Schedule | None = None,
-        optim: OptimConfig | None = None,
         **model_fields: Any,
     ) -> Training:
         causal = objective == "autoregressive"
@@ -189,8 +188,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
             mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
         )
         schedule = schedule or optax.constant_schedule(0.01)
-        guard, optim = guard or Guard(), optim or OptimConfig()
-        optimizer = build_optimizer(optim, schedule, model.names)
+        guard = guard or Guard()
+        optimizer = build_optimizer(OptimConfig(), schedule, model.names)
         data, fsdp, tensor = mesh
         devices = build_mesh(
             ParallelConfig(data=data, fsdp=fsdp, tensor=tensor),

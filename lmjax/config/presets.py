@@ -279,6 +279,7 @@ def _use_sample_corpus(config: Config) -> None:
     config.tokenizer.vocab_size = 1024
     config.data.sequence_length = 64
     config.train.batch_size = 16
+    config.optim.learning_rate = 6e-3
     causal = isinstance(config.objective, AutoregressiveConfig)
     config.train.budget = "1500 steps" if causal else "3000 steps"
     config.log.every = "100 steps"
