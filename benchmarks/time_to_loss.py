@@ -305,7 +305,8 @@ def race(arguments: argparse.Namespace) -> dict[str, Any]:
         while not job.ended and job.seconds < 60 * arguments.minutes:
             job.run(TURN)
         job.run(600.0)
-    reached = [seconds for seconds, value in job.figures() if value <= aim]
+        figures = job.figures()
+    reached = [seconds for seconds, value in figures if value <= aim]
     return {
         "size": arguments.size,
         "parameters": torch_side.params,
@@ -315,7 +316,7 @@ def race(arguments: argparse.Namespace) -> dict[str, Any]:
         "baseline_bits_per_byte": aim,
         "baseline_curve": curve,
         "lmjax_steps": steps,
-        "lmjax_curve": job.figures(),
+        "lmjax_curve": figures,
         "lmjax_seconds_to_it": reached[0] if reached else None,
         "share_of_time": reached[0] / told["seconds"] if reached else None,
     }
