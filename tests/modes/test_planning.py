@@ -10,7 +10,7 @@ from jax.experimental import topologies
 
 from lmjax import footprint
 from lmjax.config.presets import babylm
-from lmjax.config.schema import AttentionKind, Config, Remat
+from lmjax.config.schema import AttentionKind, Config, OptimizerKind, Remat
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.data.preparation.assumed import assume_corpus
 from lmjax.doctor.hardware import parse_target
@@ -20,8 +20,9 @@ from lmjax.modes.planning import DoesNotFit, plan_only
 
 
 def _config(target: str, *, variants: str = "ar", **train: object) -> Config:
-    """Two layers of 256 with heads of 64, 1024 ids, 8 windows of 128."""
+    """Two layers of 256 with heads of 64, 1024 ids, 8 windows of 128, AdamW."""
     config = babylm([*variants.split(","), "nano"])
+    config.optim.kind = OptimizerKind.ADAMW
     config.model.num_layers, config.model.width = 2, 256
     config.tokenizer.vocab_size = 1024
     config.train.batch_size = 8
