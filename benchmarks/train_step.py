@@ -128,7 +128,7 @@ def lmjax_stepper(
             bos_id=1,
             mask_id=4,
             predictable=np.arange(SPECIAL, arguments.vocab, dtype=np.int32),
-            chunk_tokens=default_chunk_tokens(device.platform, arguments.vocab),
+            chunk_tokens=default_chunk_tokens(device.platform),
         ),
         optimizer=optimizer,
         schedule=schedule,

@@ -177,7 +177,7 @@ def build_system(
             bos_id=first_input(config.objective, tokenizer.special),
             mask_id=tokenizer.special.mask,
             predictable=predictable,
-            chunk_tokens=_chunk_tokens(config.train, mesh, rows),
+            chunk_tokens=_chunk_tokens(config.train, mesh),
             token_counts=_token_counts(config, prepared, rows),
         ),
         num_predictable=rows - len(never),
@@ -262,10 +262,10 @@ def _sample_file(data: DataConfig) -> pathlib.Path:
     return path
 
 
-def _chunk_tokens(config: TrainConfig, mesh: Mesh, vocab_size: int) -> int:
+def _chunk_tokens(config: TrainConfig, mesh: Mesh) -> int:
     """Tokens over all devices whose logits exist at once."""
     platform = mesh.devices.flat[0].platform
-    chunk = config.loss_chunk_tokens or default_chunk_tokens(platform, vocab_size)
+    chunk = config.loss_chunk_tokens or default_chunk_tokens(platform)
     return chunk * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 

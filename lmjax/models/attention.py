@@ -11,7 +11,7 @@ from lmjax.core.types import KeyValueCache
 from lmjax.models.attention_kernels import AttentionFunction, chunked_attention
 from lmjax.models.linear import Linear
 from lmjax.models.norms import RMSNorm
-from lmjax.models.positions import rotate
+from lmjax.models.positions import Rotation, rotate
 from lmjax.models.stack import KEPT
 from lmjax.parallel.rules import ONE_DEVICE, Layout
 
@@ -23,13 +23,13 @@ class Rows(NamedTuple):
       lengths_B: real tokens of each row; None: there is no padding.
       segments_BL: number of the document each position belongs to, 0 on padding;
         None: a row is one document.
-      positions_BL: position of each token in its document; None: counted from the
-        start of the row.
+      rotation: by how much queries and keys are turned; None: positions are no matter
+        of attention.
     """
 
     lengths_B: jax.Array | None = None
     segments_BL: jax.Array | None = None
-    positions_BL: jax.Array | None = None
+    rotation: Rotation | None = None
 
 
 class Attention(nnx.Module):
@@ -41,7 +41,6 @@ class Attention(nnx.Module):
       head_width: H.
       causal: whether position i sees only positions up to i.
       attend: implementation, see `attention_kernels`.
-      rope_theta: base of the rotation; 0 where positions are no matter of attention.
       output_scale: multiplies the initial output projection.
       layout: where activations lie: heads apart from each other, the width whole.
       qk_norm: RMSNorm of queries and keys over H, before the rotation.
@@ -56,7 +55,6 @@ class Attention(nnx.Module):
         head_width: int,
         causal: bool,
         attend: AttentionFunction,
-        rope_theta: float,
         qk_norm: bool,
         norm_epsilon: float,
         use_bias: bool,
@@ -65,8 +63,7 @@ class Attention(nnx.Module):
         layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ):
-        self.causal, self.attend, self.rope_theta = causal, attend, rope_theta
-        self.layout = layout
+        self.causal, self.attend, self.layout = causal, attend, layout
 
         def project(heads: int, name: str) -> Linear:
             return Linear(
@@ -99,12 +96,9 @@ class Attention(nnx.Module):
         self.query_norm, self.key_norm = head_norm(), head_norm()
 
     def __call__(self, x_BLD: jax.Array, rows: Rows) -> jax.Array:
-        positions_BL = rows.positions_BL
-        if positions_BL is None:
-            positions_BL = jnp.arange(x_BLD.shape[1])[None]
         x_BLD = self.layout(x_BLD, "batch", None, None)
         q_BLNH, k_BLKH, v_BLKH = checkpoint_name(
-            self._project(x_BLD, positions_BL), KEPT
+            self._project(x_BLD, rows.rotation), KEPT
         )
         y_BLNH = self.attend(
             q_BLNH,
@@ -119,16 +113,16 @@ class Attention(nnx.Module):
         return checkpoint_name(y_BLD, KEPT)
 
     def read(
-        self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array
+        self, x_BLD: jax.Array, rows: Rows
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Causal attention within segments, and what a cache is to hold.
 
         Returns:
           The output [B, L, D], and keys and values [B, K, L, H].
         """
-        q_BLNH, k_BLKH, v_BLKH = self._project(x_BLD, positions_BL)
+        q_BLNH, k_BLKH, v_BLKH = self._project(x_BLD, rows.rotation)
         y_BLNH = chunked_attention(
-            q_BLNH, k_BLKH, v_BLKH, causal=True, segments_BL=segments_BL
+            q_BLNH, k_BLKH, v_BLKH, causal=True, segments_BL=rows.segments_BL
         )
         keys_BKLH, values_BKLH = (jnp.swapaxes(x, 1, 2) for x in (k_BLKH, v_BLKH))
         return self.output(y_BLNH), keys_BKLH, values_BKLH
@@ -136,15 +130,16 @@ class Attention(nnx.Module):
     def extend(
         self,
         x_B1D: jax.Array,
-        positions_B1: jax.Array,
+        rotation: Rotation | None,
+        pads_B: jax.Array,
         slot: jax.Array,
         cache: KeyValueCache,
     ) -> tuple[jax.Array, KeyValueCache]:
         """Writes one token of each row at `slot`; attends to it and those before it.
 
-        A row begins as many slots behind the first as its position is behind `slot`.
+        The first `pads_B` slots of a row hold no tokens.
         """
-        q_B1NH, k_B1KH, v_B1KH = self._project(x_B1D, positions_B1)
+        q_B1NH, k_B1KH, v_B1KH = self._project(x_B1D, rotation)
         keys_BKSH, values_BKSH = (
             jax.lax.dynamic_update_slice_in_dim(
                 whole, jnp.swapaxes(new, 1, 2).astype(whole.dtype), slot, axis=2
@@ -157,7 +152,7 @@ class Attention(nnx.Module):
             "bkgh,bksh->bkgs", q_BKGH, keys_BKSH, preferred_element_type=jnp.float32
         )
         slots_S = jnp.arange(length)
-        seen_BS = (slots_S <= slot) & (slots_S >= slot - positions_B1)
+        seen_BS = (slots_S <= slot) & (slots_S >= pads_B[:, None])
         scores_BKGS = jnp.where(
             seen_BS[:, None, None], scores_BKGS * head_width**-0.5, -jnp.inf
         )
@@ -167,14 +162,13 @@ class Attention(nnx.Module):
         return y_B1D, KeyValueCache(keys_BKSH, values_BKSH)
 
     def _project(
-        self, x_BLD: jax.Array, positions_BL: jax.Array
+        self, x_BLD: jax.Array, rotation: Rotation | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BLNH, k_BLKH, v_BLKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
         if self.query_norm is not None:
             q_BLNH, k_BLKH = self.query_norm(q_BLNH), self.key_norm(k_BLKH)
-        if self.rope_theta:
-            q_BLNH = rotate(q_BLNH, positions_BL, self.rope_theta)
-            k_BLKH = rotate(k_BLKH, positions_BL, self.rope_theta)
+        if rotation is not None:
+            q_BLNH, k_BLKH = rotate(q_BLNH, rotation), rotate(k_BLKH, rotation)
         q_BLNH = self.layout(q_BLNH, "batch", None, "heads", None)
         k_BLKH = self.layout(k_BLKH, "batch", None, "kv_heads", None)
         return q_BLNH, k_BLKH, self.layout(v_BLKH, "batch", None, "kv_heads", None)

@@ -5,14 +5,15 @@ So every row goes on at the same slot of the cache, which is then changed in pla
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lmjax.core.types import KeyValueCache, PyTree
+from lmjax.models.attention import Rows
+from lmjax.models.positions import Rotation
 from lmjax.models.stack import unstack
-from lmjax.models.transformer import Transformer, embed
+from lmjax.models.transformer import Transformer, embed, make_rotation
 
 
 def take_apart(params: PyTree) -> PyTree:
@@ -48,9 +49,10 @@ class Decoder:
         slots_L = jnp.arange(tokens_BL.shape[1])
         positions_BL = jnp.maximum(slots_L - pads_B[:, None], 0)
         segments_BL = (slots_L >= pads_B[:, None]).astype(jnp.int32)
-        x_BLD, caches = self._embed(tokens_BL, positions_BL), []
+        x_BLD, rotation = self._embed(tokens_BL, positions_BL)
+        rows, caches = Rows(segments_BL=segments_BL, rotation=rotation), []
         for block in self._blocks:
-            x_BLD, keys, values = block.read(x_BLD, positions_BL, segments_BL)
+            x_BLD, keys, values = block.read(x_BLD, rows)
             room = ((0, 0), (0, 0), (0, length - tokens_BL.shape[1]), (0, 0))
             caches.append(KeyValueCache(jnp.pad(keys, room), jnp.pad(values, room)))
         return self._model.final_norm(x_BLD), tuple(caches)
@@ -67,9 +69,10 @@ class Decoder:
         All slots before it must be filled.
         """
         positions_B1 = slot - pads_B[:, None]
-        x_BLD, extended = self._embed(token_B[:, None], positions_B1), []
+        x_BLD, rotation = self._embed(token_B[:, None], positions_B1)
+        extended = []
         for block, cache in zip(self._blocks, caches, strict=True):
-            x_BLD, cache = block.extend(x_BLD, positions_B1, slot, cache)
+            x_BLD, cache = block.extend(x_BLD, rotation, pads_B, slot, cache)
             extended.append(cache)
         return self._model.final_norm(x_BLD)[:, 0], tuple(extended)
 
@@ -77,6 +80,10 @@ class Decoder:
         """See `LanguageModel.logits`."""
         return self._model.logits(hidden)
 
-    def _embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> Any:
+    def _embed(
+        self, tokens_BL: jax.Array, positions_BL: jax.Array
+    ) -> tuple[jax.Array, Rotation | None]:
+        """Vectors of the tokens, and how their queries and keys are turned."""
         model = self._model
-        return embed(model.vocabulary, model.positions, tokens_BL, positions_BL)
+        x_BLD = embed(model.vocabulary, model.positions, tokens_BL, positions_BL)
+        return x_BLD, make_rotation(model.config, tokens_BL, positions_BL)

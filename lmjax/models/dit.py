@@ -24,6 +24,7 @@ from lmjax.models.transformer import (
     embed,
     make_attention,
     make_mlp,
+    make_rotation,
 )
 from lmjax.parallel.rules import Layout
 
@@ -157,7 +158,8 @@ class DiT(nnx.Module):
                 "a DiT with time conditioning needs sigma_B, the noise level of each "
                 "row"
             )
-        rows = Rows(lengths_B, segments_BL, positions_BL)
+        rotation = make_rotation(self.config, tokens_BL, positions_BL)
+        rows = Rows(lengths_B, segments_BL, rotation)
         condition_BE = self.noise_embedding(sigma_B)
         keys = None
         if dropout_key is not None and self.config.dropout > 0.0:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lmjax.config.schema import Backbone, ModelConfig, PositionKind, Remat
@@ -13,7 +14,7 @@ from lmjax.models.attention_kernels import AttentionFunction
 from lmjax.models.linear import dropout, wide_product
 from lmjax.models.mlp import MLP
 from lmjax.models.norms import make_norm
-from lmjax.models.positions import LearnedPositions, make_positions
+from lmjax.models.positions import LearnedPositions, Rotation, make_positions
 from lmjax.models.stack import make_stack, run_stack
 from lmjax.parallel.rules import ONE_DEVICE, Layout
 
@@ -59,7 +60,6 @@ def make_attention(config: ModelConfig, setting: Setting, rngs: nnx.Rngs) -> Att
         head_width=head_width(config),
         causal=setting.causal,
         attend=setting.attend,
-        rope_theta=config.rope_theta if config.positions is PositionKind.ROPE else 0.0,
         qk_norm=config.qk_norm,
         norm_epsilon=config.norm_epsilon,
         use_bias=config.attention_bias,
@@ -157,25 +157,24 @@ class Block(nnx.Module):
         return x_BLD + dropout(y_BLD, self.dropout_rate, keys[1])
 
     def read(
-        self, x_BLD: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array
+        self, x_BLD: jax.Array, rows: Rows
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The layer over prompts; also their keys and values, see `Attention.read`."""
-        y_BLD, keys, values = self.attention.read(
-            self.attention_norm(x_BLD), positions_BL, segments_BL
-        )
+        y_BLD, keys, values = self.attention.read(self.attention_norm(x_BLD), rows)
         x_BLD = x_BLD + y_BLD
         return x_BLD + self.mlp(self.mlp_norm(x_BLD)), keys, values
 
     def extend(
         self,
         x_B1D: jax.Array,
-        positions_B1: jax.Array,
+        rotation: Rotation | None,
+        pads_B: jax.Array,
         slot: jax.Array,
         cache: KeyValueCache,
     ) -> tuple[jax.Array, KeyValueCache]:
         """The layer over one more token of each row, see `Attention.extend`."""
         y_B1D, cache = self.attention.extend(
-            self.attention_norm(x_B1D), positions_B1, slot, cache
+            self.attention_norm(x_B1D), rotation, pads_B, slot, cache
         )
         x_B1D = x_B1D + y_B1D
         return x_B1D + self.mlp(self.mlp_norm(x_B1D)), cache
@@ -204,7 +203,8 @@ class Transformer(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         del sigma_B  # only a DiT is told the noise level
-        rows = Rows(lengths_B, segments_BL, positions_BL)
+        rotation = make_rotation(self.config, tokens_BL, positions_BL)
+        rows = Rows(lengths_B, segments_BL, rotation)
         x_BLD = embed(self.vocabulary, self.positions, tokens_BL, positions_BL)
         x_BLD, keys = drop_embedding(x_BLD, self.config, dropout_key)
         x_BLD, _ = run_stack(
@@ -234,6 +234,21 @@ def embed(
     if positions is not None:
         x_BLD = positions(x_BLD, positions_BL)
     return layout(x_BLD, "batch", "sequence", None)
+
+
+def make_rotation(
+    config: ModelConfig, tokens_BL: jax.Array, positions_BL: jax.Array | None
+) -> Rotation | None:
+    """How queries and keys are turned, by default at 0 to L - 1; None: not at all."""
+    match config.positions:
+        case PositionKind.LEARNED:
+            return None
+        case PositionKind.ROPE:
+            if positions_BL is None:
+                positions_BL = np.arange(tokens_BL.shape[1])[None]
+            return Rotation.at(
+                positions_BL, head_width=head_width(config), theta=config.rope_theta
+            )
 
 
 def drop_embedding(

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 
 from lmjax.core.types import LanguageModel, PyTree
 
-CPU_LOGITS_BYTES = 2**22  # what the caches of a CPU hold
-CPU_CHUNK_TOKENS = 256  # fewer waste more on adding up the head's gradients
+# More than the caches of a CPU hold wait for the memory; fewer waste more on adding up
+# the head's gradients, which takes one pass over it per chunk.
+CPU_CHUNK_TOKENS = 512
 CHUNK_TOKENS = 8192  # of any other device
 
 
-def default_chunk_tokens(platform: str, vocab_size: int) -> int:
+def default_chunk_tokens(platform: str) -> int:
     """Tokens per device whose logits exist at once, where the config does not say."""
-    if platform != "cpu":
-        return CHUNK_TOKENS
-    return max(CPU_CHUNK_TOKENS, CPU_LOGITS_BYTES // (4 * vocab_size))
+    return CPU_CHUNK_TOKENS if platform == "cpu" else CHUNK_TOKENS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,16 @@ from flax import nnx
 from lmjax.config.schema import ModelConfig
 from lmjax.models.attention import Attention, Rows
 from lmjax.models.attention_kernels import library_attention
-from lmjax.models.positions import LearnedPositions, rotate
+from lmjax.models.positions import LearnedPositions, Rotation, rotate
+
+
+def _rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> jax.Array:
+    """As a model turns queries and keys."""
+
+    def turn(x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rotate(x, Rotation.at(positions, head_width=x.shape[-1], theta=theta))
+
+    return jax.jit(turn)(x, positions)
 
 
 def _reference(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
@@ -26,10 +35,10 @@ def _reference(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray
 def test_rotation_agrees_with_a_float64_reference() -> None:
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 4], [7, 7, 0, 100, 1000]], np.int32)
-    output = jax.jit(rotate, static_argnames="theta")(x, positions, theta=10_000.0)
+    output = _rotate(x, positions, theta=10_000.0)
     np.testing.assert_allclose(output, _reference(x, positions, 10_000.0), atol=2e-4)
     near = np.array([[0, 1, 2, 3, 4]] * 2, np.int32)
-    output = jax.jit(rotate, static_argnames="theta")(x, near, theta=500.0)
+    output = _rotate(x, near, theta=500.0)
     np.testing.assert_allclose(output, _reference(x, near, 500.0), atol=1e-6)
 
 
@@ -38,8 +47,7 @@ def test_scores_depend_on_the_distance_alone() -> None:
 
     def scores(shift: int) -> np.ndarray:
         positions = np.arange(4, dtype=np.int32)[None] + shift
-        turned = jax.jit(rotate, static_argnames="theta")
-        q_turned, k_turned = (turned(x, positions, theta=10_000.0) for x in (q, k))
+        q_turned, k_turned = (_rotate(x, positions, theta=10_000.0) for x in (q, k))
         return np.einsum("blnh,bsnh->bnls", q_turned, k_turned)
 
     np.testing.assert_allclose(scores(0), scores(37), atol=1e-4)
@@ -61,7 +69,6 @@ def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
         head_width=8,
         causal=False,
         attend=attend,
-        rope_theta=50.0,
         qk_norm=False,
         norm_epsilon=1e-5,
         use_bias=False,
@@ -70,7 +77,8 @@ def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
         rngs=nnx.Rngs(0),
     )
     x = np.random.default_rng(3).normal(size=(2, 5, 32)).astype(np.float32)
-    attention(x, Rows())
+    rotation = Rotation.at(np.arange(5)[None], head_width=8, theta=50.0)
+    attention(x, Rows(rotation=rotation))
     positions = np.tile(np.arange(5), (2, 1))
     for name, found in handed.items():
         kernel = np.asarray(getattr(attention, name).kernel[...], np.float64)
@@ -84,7 +92,7 @@ def test_queries_and_keys_alone_are_turned_and_over_their_whole_width() -> None:
 
 def test_position_zero_is_left_alone() -> None:
     x = np.random.default_rng(2).normal(size=(1, 1, 2, 6)).astype(np.float32)
-    np.testing.assert_array_equal(rotate(x, np.zeros((1, 1), np.int32), 10_000.0), x)
+    np.testing.assert_array_equal(_rotate(x, np.zeros((1, 1), np.int32), 10_000.0), x)
 
 
 def test_learned_positions_are_added_by_place_or_by_number() -> None:
@@ -112,7 +120,6 @@ def test_attention_with_learned_positions_turns_nothing() -> None:
         head_width=8,
         causal=False,
         attend=library_attention,
-        rope_theta=0.0,
         qk_norm=False,
         norm_epsilon=1e-5,
         use_bias=False,

@@ -140,7 +140,6 @@ def test_no_more_logits_exist_at_once_than_a_chunk_holds(chunk_tokens: int) -> N
     assert f"[4,{BATCH_SIZE},2,{VOCAB_SIZE}]" not in text, "logits of all chunks kept"
 
 
-def test_default_chunks_stay_in_the_caches_of_a_cpu() -> None:
-    assert default_chunk_tokens("cpu", 1024) * 1024 * 4 == 2**22
-    assert default_chunk_tokens("cpu", 10**9) == 256
-    assert default_chunk_tokens("gpu", 16_384) == 8192
+def test_default_chunks_are_small_on_a_cpu() -> None:
+    assert default_chunk_tokens("cpu") == 512
+    assert default_chunk_tokens("gpu") == 8192
