@@ -60,7 +60,6 @@ def lmjax_stepper(
     import jax
     import jax.numpy as jnp
 
-    sys.path.insert(0, str(ROOT))
     from lmjax.assembly import build_objective
     from lmjax.config import schema
     from lmjax.core import trees
@@ -258,8 +257,13 @@ def matmul_stepper(
 
 def work(arguments: argparse.Namespace) -> None:
     """A contender: answers each line "steps" on standard input with its figures."""
+    sys.path.insert(0, str(ROOT))
     name, _, rest = arguments.worker.partition(":")
     how, _, precision = rest.partition(":")
+    if name == "lmjax":  # as its command does
+        from lmjax.core.allocator import restart_for_large_arrays
+
+        restart_for_large_arrays()
     if name == MATMUL:
         take, figures = matmul_stepper(arguments)
     else:

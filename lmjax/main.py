@@ -28,6 +28,7 @@ from lmjax.config.load import (
     normalize_arguments,
 )
 from lmjax.config.schema import Config
+from lmjax.core import allocator
 from lmjax.core.errors import ConfigError, UserError
 from lmjax.train.stopping import Stopped
 
@@ -245,4 +246,5 @@ def _is_told(record: python_logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
+    allocator.restart_for_large_arrays()
     main()

@@ -16,4 +16,5 @@ setup_environment dev
 cd "$LMJAX_ROOT"
 "$VENV_PYTHON" -m ruff check
 "$VENV_PYTHON" -m ruff format --check
-exec "$VENV_PYTHON" -m pytest -n 2 -q "$@"
+# A file's tests share what they train and compile, so they stay with one process.
+exec "$VENV_PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@"

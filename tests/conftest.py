@@ -70,6 +70,31 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+# Files that take longest: they go first, so that none is left to one at the end.
+LONGEST = (
+    "parallel/test_two_processes.py",
+    "test_main_job.py",
+    "sampling/test_masked_diffusion.py",
+    "faults/test_stopping_phases.py",
+    "objectives/test_every_objective.py",
+    "test_milestones.py",
+    "test_methods.py",
+    "parallel/test_elastic.py",
+    "test_exported.py",
+    "faults/test_fuzzing.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Corpora that are too large for the repository; skips where there are none."""

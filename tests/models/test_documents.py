@@ -1,6 +1,7 @@
 """Documents side by side in a row know nothing of each other."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,18 @@ class Packed:
     model: Model
     params: Any
 
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        """Compiled once for each shape, whatever the documents and positions."""
+
+        def projected(
+            params: Any, tokens: jax.Array, chosen_L1: jax.Array, further: Any
+        ) -> tuple[jax.Array, jax.Array]:
+            hidden = self.model.bind(params)(tokens, **further)
+            return jnp.sum(jnp.where(chosen_L1, jnp.sin(3 * hidden[0]), 0.0)), hidden
+
+        return jax.jit(jax.grad(projected, has_aux=True))
+
     def run(
         self,
         tokens: np.ndarray,
@@ -49,18 +62,10 @@ class Packed:
     ) -> tuple[np.ndarray, Any]:
         """Hidden states, and gradients of a function of row 0's, `start` to `end`."""
         sigma = np.linspace(0.3, 1.5, len(tokens), dtype=np.float32)
-
-        @jax.jit
-        def run(params: Any, tokens: jax.Array) -> Any:
-            def projected(params: Any) -> tuple[jax.Array, jax.Array]:
-                hidden = self.model.bind(params)(
-                    tokens, segments_BL=segments, positions_BL=positions, sigma_B=sigma
-                )
-                return jnp.sum(jnp.sin(3 * hidden[0, start:end])), hidden
-
-            return jax.grad(projected, has_aux=True)(params)
-
-        gradients, hidden = run(self.params, tokens)
+        chosen = np.zeros((tokens.shape[1], 1), bool)
+        chosen[start:end] = True
+        further = dict(segments_BL=segments, positions_BL=positions, sigma_B=sigma)
+        gradients, hidden = self._compiled(self.params, tokens, chosen, further)
         return np.asarray(hidden), gradients
 
 
