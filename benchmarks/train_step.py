@@ -9,9 +9,9 @@ Contenders are lmjax (`ar` and `diffusion`) and a Llama of transformers in torch
 its fused attention and AdamW (`eager`, and `compiled` by torch.compile), each in
 float32 and bfloat16. All take whole optimizer steps: forward, backward, clipping by
 global norm and AdamW with float32 parameters, on random tokens, without dropout. Each
-lives in a process of its own, and in each round all of them take turns: what else the
-machine does meets all alike. A ratio is taken within a round, and the table shows
-medians over rounds.
+lives in a process of its own, and in each round all of them take turns, in any order:
+what else the machine does meets all alike. A ratio is taken within a round, and the
+table shows medians over rounds.
 
 MFU is the model's FLOPs (6 per matmul parameter and token, and attention's products)
 over the device's bfloat16 peak; on CPU over float32 products measured in the same round
@@ -364,8 +364,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         contenders.append(Contender(name, shape))
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
-        for contender in contenders:
-            contender.take(arguments.steps)
+        # Who comes after whom changes: whoever followed the matmuls was slower.
+        for index in np.random.default_rng(number).permutation(len(contenders)):
+            contenders[index].take(arguments.steps)
     for contender in contenders:
         contender.end()
     matmul, *contenders = contenders
