@@ -364,7 +364,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         contenders.append(Contender(name, shape))
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
-        # Who comes after whom changes: whoever followed the matmuls was slower.
+        # In any order, so that nobody always comes after the same one.
         for index in np.random.default_rng(number).permutation(len(contenders)):
             contenders[index].take(arguments.steps)
     for contender in contenders:

@@ -31,16 +31,6 @@ def _spellings() -> list[str]:
     ]
 
 
-def _shapes() -> list[str]:
-    """Without sizes on the sample corpus, which differ in the number of ids alone."""
-    return [
-        spelling
-        for spelling in _spellings()
-        if presets.SAMPLE not in spelling
-        or not set(spelling.partition(":")[2].split(",")) & set(presets.SIZES)
-    ]
-
-
 def test_there_are_configs_with_variants() -> None:
     assert set(VARIANTS) <= {path.stem for path in CONFIGS}
     assert "babylm.py:ar,tiny,sample" in _spellings()
@@ -55,7 +45,7 @@ def test_config_loads_passes_its_checks_and_survives_json(spelling: str) -> None
     assert repr(again) == repr(config)
 
 
-@pytest.mark.parametrize("spelling", _shapes())
+@pytest.mark.parametrize("spelling", _spellings())
 def test_one_step_of_the_config_fits_together(spelling: str) -> None:
     """Shapes alone: the whole model, the whole batch, one step, nothing allocated."""
     config = load.load_config(str(ROOT / "configs" / spelling))

@@ -1,8 +1,8 @@
-"""Memory as a CPU likes it: in huge pages, and kept from one step to the next.
+"""Memory as a CPU likes it: in huge pages, and from the heap.
 
 XLA on CPU asks the C library for the arrays of each step and gives them back at its
 end. By default glibc gets such large ones from the kernel every time, 4 kB by 4 kB,
-each of which has to be zeroed and found again: up to a sixth of a step.
+each of which has to be zeroed and found again: about a seventh of a step.
 """
 
 import os
@@ -15,8 +15,8 @@ from pathlib import Path
 TUNABLES = "GLIBC_TUNABLES"
 _SETTINGS = {
     "hugetlb": 1,  # huge pages where the kernel gives them to those who ask
-    "mmap_max": 0,  # large arrays too from the heap,
-    "trim_threshold": 2**40,  # which is never given back
+    "mmap_max": 0,  # large arrays too from the heap where it can grow,
+    "trim_threshold": 2**40,  # whose end is not given back
 }
 _FIRST_GLIBC = (2, 35)  # knows the first of them
 
