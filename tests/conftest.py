@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test, and tiny models to try things on."""
 
 import dataclasses
+import gc
 import getpass
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = {
     "xla_force_host_platform_device_count": "8",
     "xla_backend_optimization_level": "0",
+    "xla_cpu_parallel_codegen_split_count": "1",  # both cores have work as it is
     # Eight devices on two busy cores may wait long for each other: never give up.
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": "600",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1200",
@@ -83,6 +85,13 @@ LONGEST = (
     "test_exported.py",
     "faults/test_fuzzing.py",
 )
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the garbage collector need not look."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ import jax
 from lmjax import experiment, plan, report, training_run
 from lmjax.config import serialize
 from lmjax.config.schema import Config
-from lmjax.core import durations, rng
+from lmjax.core import allocator, durations, rng
 from lmjax.data.batch import Batch
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
@@ -186,6 +186,8 @@ class _Start:
         )
         for line in (f"run folder  {self.folder.path}", *lines):
             logger.line(line)
+        if allocator.give_back_where_scarce(memory.program_bytes(compiled)):
+            logger.line("memory      is scarce: large arrays are given back each step")
         self.folder.foresee_space(self.run.state_maker.abstract())
         self.folder.report(logger.line)
         logger.text(step, "config", serialize.to_json(self.config))

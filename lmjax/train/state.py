@@ -1,6 +1,7 @@
 """Everything a step reads and writes, and its sharded beginning."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,10 @@ class StateMaker:
         Shardings are derived from the arrays themselves, the optimizer's moments from
         the parameters they belong to.
         """
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> TrainState:
         shapes = jax.eval_shape(self._fresh, jax.random.key(0))
         params = rules.param_shardings(shapes.params, self.names, self.mesh)
         moments = rules.optimizer_shardings(shapes.opt_state, params, self.mesh)

@@ -141,6 +141,16 @@ def model_for(make_model: Callable[..., Model]) -> Callable[[str], Model]:
     return make
 
 
+def _nll_B(objective: Objective, model: Model) -> Callable[..., jax.Array]:
+    """Of parameters, batch and draws; compiled, as single operations are slower."""
+
+    @jax.jit
+    def nll_B(params: Any, batch: Batch, draws: Any) -> jax.Array:
+        return objective.nll_B(model.bind(params), batch, draws)
+
+    return nll_B
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_and_gradients_are_finite_under_jit(
     model_for: Callable[[str], Model], random_params: Callable[..., Any], name: str
@@ -218,14 +228,8 @@ def test_rows_go_with_their_losses_and_padding_changes_nothing(
     """J and bug 31: rows permuted, and eight more columns of padding."""
     _, objective = _build(EVALUATED[name])
     model, batch = model_for(name), _batch(6)
-    params = random_params(model)
-
-    @jax.jit
-    def nll_B(params: Any, batch: Batch, draws: Any) -> jax.Array:
-        return objective.nll_B(model.bind(params), batch, draws)
-
-    run = functools.partial(nll_B, params)
-    draws = objective.draw(batch, jax.random.key(1), 0.0)
+    run = functools.partial(_nll_B(objective, model), random_params(model))
+    draws = jax.jit(objective.draw)(batch, jax.random.key(1), 0.0)
     found = np.asarray(run(batch, draws))
     assert len(np.unique(found)) == 6
     order = np.array([3, 0, 5, 1, 4, 2])
@@ -258,7 +262,7 @@ def test_draws_do_not_depend_on_the_number_of_devices(name: str) -> None:
 def test_the_times_of_a_global_batch_fill_one_bin_each() -> None:
     _, objective = _build({})
     batch = _batch(16)
-    draws = objective.draw(batch, jax.random.key(5), 0.0)
+    draws = jax.jit(objective.draw)(batch, jax.random.key(5), 0.0)
     # sigma = -log(1 - m) of the light cosine gives the time back.
     rate = -np.expm1(-np.asarray(draws.sigma_B, np.float64))
     times = np.arccos(1 - rate) * 2 / np.pi
@@ -270,8 +274,7 @@ def test_the_reported_bound_does_not_depend_on_how_the_loss_is_weighted(
 ) -> None:
     """Bug 37: evaluation draws the same masks and weighs them as the bound does."""
     model, batch = model_for("subs"), _batch(16)
-    bound = model.bind(jax.tree.map(jnp.asarray, random_params(model)))
-    positions = jnp.arange(16) / 16
+    params, key = random_params(model), jax.random.key(2)
     figures, losses = [], []
     for changes in (
         {},
@@ -285,10 +288,15 @@ def test_the_reported_bound_does_not_depend_on_how_the_loss_is_weighted(
         reweighted = "objective.weighting" in changes
         assert objective.loss_is_bound is not reweighted
         assert objective.kind == "upper bound"
-        draws = objective.draw_evaluation(batch, jax.random.key(2), positions)
-        figures.append(np.asarray(objective.nll_B(bound, batch, draws)))
-        draws = objective.draw(batch, jax.random.key(2), jnp.float32(0.5))
-        losses.append(float(objective.loss(bound, batch, draws, None).total))
+        draws = jax.jit(objective.draw_evaluation)(batch, key, jnp.arange(16) / 16)
+        figures.append(np.asarray(_nll_B(objective, model)(params, batch, draws)))
+
+        @jax.jit
+        def loss(params: Any, objective: Objective = objective) -> jax.Array:
+            draws = objective.draw(batch, key, jnp.float32(0.5))
+            return objective.loss(model.bind(params), batch, draws, None).total
+
+        losses.append(float(loss(params)))
     for figure in figures[1:]:
         np.testing.assert_array_equal(figure, figures[0])
     assert len(set(losses)) == len(losses)
@@ -300,10 +308,9 @@ def test_rare_tokens_are_masked_more_often_at_the_same_mean_rate() -> None:
         IDS, p=COUNTS[IDS] / COUNTS[IDS].sum(), size=(4096, 12)
     )
     batch = dataclasses.replace(synthetic(4096, 12), tokens=tokens.astype(np.int32))
-    rates = {}
+    rates, draw = {}, jax.jit(objective.draw)
     for progress in (0.0, 1.0):
-        draws = objective.draw(batch, jax.random.key(3), progress)
-        masked = np.asarray(draws.masked_BL)
+        masked = np.asarray(draw(batch, jax.random.key(3), progress).masked_BL)
         common = COUNTS[tokens] > np.median(COUNTS[tokens])
         rates[progress] = (masked[common].mean(), masked[~common].mean(), masked.mean())
     assert rates[0.0][0] == pytest.approx(rates[0.0][1], abs=0.02)
@@ -318,13 +325,13 @@ def test_a_prior_that_is_not_all_mask_is_part_of_the_bound(
     changes = {"objective.schedule": "geometric", "objective.sigma_max": 5.0}
     _, objective = _build(changes, **{"evaluate.estimator": "continuous"})
     batch = _batch(4)
-    model = model_for("subs")
-    bound = model.bind(jax.tree.map(jnp.asarray, random_params(model)))
+    params = random_params(model_for("subs"))
+    nll_B = _nll_B(objective, model_for("subs"))
     expected = math.exp(-(5.0 - 1e-4)) * math.log(len(IDS)) * batch.weights.sum(axis=1)
     for draws in (
-        objective.draw(batch, jax.random.key(0), 0.0),
-        objective.draw_evaluation(batch, jax.random.key(0), jnp.arange(4) / 4),
+        jax.jit(objective.draw)(batch, jax.random.key(0), 0.0),
+        jax.jit(objective.draw_evaluation)(batch, jax.random.key(0), jnp.arange(4) / 4),
     ):
-        with_prior = objective.nll_B(bound, batch, draws)
-        without = objective.nll_B(bound, batch, draws._replace(prior_B=None))
+        with_prior = nll_B(params, batch, draws)
+        without = nll_B(params, batch, draws._replace(prior_B=None))
         np.testing.assert_allclose(with_prior - without, expected, rtol=2e-3)
