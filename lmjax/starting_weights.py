@@ -29,21 +29,28 @@ from lmjax.train.state import TrainState
 from lmjax.train.weights import SavedWeights
 
 
-def begin_with(state: TrainState, config: Config, system: System) -> TrainState:
-    """A fresh state with the weights that `checkpoint.init_from` names.
-
-    The optimizer begins anew, and the average with these weights.
+def read(config: Config, system: System) -> PyTree | None:
+    """The weights that `checkpoint.init_from` names, on the host; None: it names none.
 
     Raises:
       ConfigError: there are none, or they are of another model or tokenizer.
       UserError: a Hugging Face folder is not whole, or without its tokenizer.
     """
+    if not config.checkpoint.init_from:
+        return None
     path = pathlib.Path(config.checkpoint.init_from).expanduser()
-    params = _params(path, config.model, system)
+    return jax.tree.map(np.asarray, _params(path, config.model, system))
+
+
+def begin_with(state: TrainState, weights: PyTree) -> TrainState:
+    """A fresh state with what `read` gave.
+
+    The optimizer begins anew, and the average with these weights.
+    """
     params = jax.tree.map(
         lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding),
         state.params,
-        params,
+        weights,
     )
     ema = jax.tree.map(jax.numpy.copy, params) if state.ema else state.ema
     return dataclasses.replace(state, params=params, ema=ema)

@@ -5,8 +5,9 @@ import gc
 import getpass
 import importlib.metadata
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import numpy as np
 import optax
 import pytest
 
+from lmjax import experiment
 from lmjax.config.schema import MLPKind, ModelConfig, OptimConfig, ParallelConfig
 from lmjax.core import rng, trees
 from lmjax.data.batch import Batch
@@ -52,6 +54,7 @@ from lmjax.parallel.rules import Layout
 from lmjax.train.guard import Guard
 from lmjax.train.state import StateMaker, TrainState
 from lmjax.train.step import TrainStep
+from tests import durations
 
 
 def _cache_folder() -> Path:
@@ -72,21 +75,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-# Files that take longest: they go first, so that none is left to one at the end.
-LONGEST = (
-    "parallel/test_two_processes.py",
-    "test_main_job.py",
-    "sampling/test_masked_diffusion.py",
-    "faults/test_stopping_phases.py",
-    "objectives/test_every_objective.py",
-    "test_milestones.py",
-    "test_methods.py",
-    "parallel/test_elastic.py",
-    "test_exported.py",
-    "faults/test_fuzzing.py",
-)
-
-
 def pytest_collection_finish() -> None:
     """What is imported and collected stays: the garbage collector need not look."""
     gc.collect()
@@ -94,14 +82,25 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Marks what is slow, and puts the longest files first."""
     folder = Path(__file__).parent
+    unused = set(durations.SLOW)
 
     def rank(item: pytest.Item) -> int:
-        name = item.path.relative_to(folder).as_posix()
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        file, longest = item.path.relative_to(folder).as_posix(), durations.LONGEST
+        for pattern in durations.SLOW:
+            if re.search(pattern, f"{file}::{item.name}"):
+                item.add_marker("slow")
+                unused.discard(pattern)
+        return longest.index(file) if file in longest else len(longest)
 
     items.sort(key=rank)
+    everything = config.args == config.getini("testpaths")
+    if everything and unused:
+        raise pytest.UsageError(f"no test is what durations.SLOW names: {unused}")
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +110,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Runs take one device alone, which is quicker, where devices are no matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = experiment.build_mesh
+        patch.setattr(
+            experiment,
+            "build_mesh",
+            lambda parallel, devices=None: build(
+                parallel, devices or jax.devices()[:1]
+            ),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ from lmjax.core.errors import ConfigError
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.train.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 RUNS = {
     "autoregressive": ("ar", {}),
     "uniform": (
@@ -83,7 +85,7 @@ def train(
             log=LogConfig(tensorboard=False),
         )
         fields.assign(config, changes)
-        checks.check(config, num_devices=8)
+        checks.check(config, num_devices=1)
         made[method] = tmp_path_factory.mktemp(objective) / "run"
         modes.train(config, made[method])
         return made[method]
@@ -97,7 +99,7 @@ def _config(run: Path, **changes: object) -> Config:
         str(run / "config.json"),
         {name.replace("__", "."): value for name, value in changes.items()},
     )
-    checks.check(config, num_devices=8)
+    checks.check(config, num_devices=1)
     return config
 
 

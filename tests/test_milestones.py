@@ -31,8 +31,11 @@ from lmjax.core import trees
 from lmjax.core.errors import ConfigError
 from lmjax.data.batch import Batch
 from lmjax.data.sample import corpus as sample_corpus
+from lmjax.modes import fitting
 from lmjax.run_folder import MILESTONES, RunFolder, weights_of
 from lmjax.train.milestones import read_ledger
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 EVERY = 250  # words; about two steps
 
@@ -195,8 +198,10 @@ def test_a_run_can_begin_with_the_weights_of_a_milestone(
 
 
 def test_weights_of_another_model_or_tokenizer_are_refused(
-    whole: Path, corpus: Path, tmp_path: Path
+    whole: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At once, and not after minutes of compiling."""
+    monkeypatch.setattr(fitting, "compile_step", lambda *_: pytest.fail("compiled"))
     for changes, told in (
         ({"model__mlp_width": 64}, "another model"),
         ({"tokenizer__vocab_size": 310}, "another tokenizer"),

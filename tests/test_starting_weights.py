@@ -25,7 +25,7 @@ from lmjax.export import folder as folder_module
 from lmjax.export.check import Check
 from lmjax.export.folder import export_model
 from lmjax.export.tokenizer_files import tokenizer_files
-from lmjax.starting_weights import begin_with
+from lmjax.starting_weights import begin_with, read
 from lmjax.train.checkpoints import COUNTS
 from lmjax.train.state import TrainState
 from lmjax.train.weights import WeightsWriter
@@ -97,7 +97,7 @@ def _begin(config: Config, folder: Path) -> Any:
     system = _system(config)
     fresh = system.model.init(jax.random.key(0))
     state = TrainState(np.int32(0), fresh, {}, {})
-    return begin_with(state, config, system).params
+    return begin_with(state, read(config, system)).params
 
 
 @SOURCES

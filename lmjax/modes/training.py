@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 
-from lmjax import experiment, plan, report, training_run
+from lmjax import experiment, plan, report, starting_weights, training_run
 from lmjax.config import serialize
 from lmjax.config.schema import Config
 from lmjax.core import allocator, durations, rng
+from lmjax.core.types import PyTree
 from lmjax.data.batch import Batch
 from lmjax.data.preparation.manifest import Prepared
 from lmjax.doctor import flops, memory
@@ -24,7 +25,6 @@ from lmjax.modes.generation import build_generator, check_prompts
 from lmjax.parallel import hosts, notices
 from lmjax.run_folder import RunFolder
 from lmjax.sampling.prompts import Generator
-from lmjax.starting_weights import begin_with
 from lmjax.train import loop
 from lmjax.train.clock import Clock, TimeSpent
 from lmjax.train.loggers import RunLogger
@@ -64,6 +64,10 @@ def train(config: Config, workdir: pathlib.Path) -> None:
             run = training_run.build_run(config, system, prepared, progress.lengths)
             if run.intervals.generate:
                 check_prompts(config, system)
+            weights = None
+            if not folder.start_step:
+                with stop.interruptible("reading the weights to begin with"):
+                    weights = starting_weights.read(config, system)
             folder.begin()
             with (
                 RunLogger(
@@ -86,6 +90,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
                     prepared=prepared,
                     system=system,
                     run=run,
+                    weights=weights,
                     progress=progress,
                     logger=logger,
                     stop=stop,
@@ -104,6 +109,7 @@ class _Start:
     prepared: Prepared
     system: System
     run: Run
+    weights: PyTree | None  # that it begins with, rather than drawn ones
     progress: Progress
     logger: RunLogger
     stop: StopSignal
@@ -200,8 +206,9 @@ class _Start:
         if self.folder.start_step:
             return self.folder.restore(maker.abstract())
         state = maker.make(rng.stream(self.config.seed, "init"))
-        if self.config.checkpoint.init_from:
-            state = begin_with(state, self.config, self.system)
+        if self.weights is not None:
+            state = starting_weights.begin_with(state, self.weights)
+            self.weights = None  # they are in the state now
         return state
 
     def _loop(

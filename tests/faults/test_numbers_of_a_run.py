@@ -30,6 +30,8 @@ from lmjax.train.guard import FIRST_SCALE
 from lmjax.train.step import TrainStep
 from tests.faults.faulty import NAN, STEEP, Faulty
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STEPS = 8
 
 

@@ -40,6 +40,8 @@ from lmjax.data.reading.torch_archive import TorchArchive
 from lmjax.evaluate.zero_shot.readers import load_tasks
 from lmjax.export import weights
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PACKAGE = Path(__file__).resolve().parents[2] / "lmjax"
 TEXT = "\n\n".join(f"This is line {i} of a text." for i in range(60))
 SECRETS = ("pw-in-an-address", "pw-in-an-option", "value-of-a-variable")

@@ -36,6 +36,8 @@ from tests.faults.small_runs import small_config
 
 STEPS = 8
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,19 +53,6 @@ def _config(corpus: Path) -> Config:
     config.evaluate = EvaluateConfig(every="4 steps", batches=2)
     config.generate = GenerateConfig(every="4 steps", max_new_tokens=4, num_samples=1)
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_device() -> Iterator[None]:
-    """Where a run is stopped does not depend on devices, and one is quicker."""
-    with pytest.MonkeyPatch.context() as patch:
-        build = experiment.build_mesh
-        patch.setattr(
-            experiment,
-            "build_mesh",
-            lambda parallel, devices=None: build(parallel, jax.devices()[:1]),
-        )
-        yield
 
 
 @pytest.fixture(scope="module")
