@@ -2,7 +2,7 @@
 
 XLA on CPU asks the C library for the arrays of each step and gives them back at its
 end. By default glibc gets such large ones from the kernel every time, 4 kB by 4 kB,
-each of which has to be zeroed and found again: about a tenth of a step.
+each of which has to be zeroed and found again: up to a tenth of a step.
 """
 
 import ctypes
