@@ -82,10 +82,9 @@ class Job:
     flags: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """Ours, and a place for bytecode: without it, half of a start compiles it."""
+        """Ours, but bytecode is kept: without it, half of a start compiles it."""
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        bytecode = f"{self.compiled}-bytecode"
-        return kept | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": bytecode}
+        return kept | {"PYTHONPATH": str(ROOT)}
 
     def command(self, folder: pathlib.Path, cache: pathlib.Path) -> list[str]:
         """The same for every start of a run."""

@@ -1,6 +1,8 @@
 """Eight fake CPU devices for every test, and tiny models to try things on."""
 
+import contextlib
 import dataclasses
+import functools
 import gc
 import getpass
 import importlib.metadata
@@ -112,18 +114,25 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_device() -> Iterator[None]:
-    """Runs take one device alone, which is quicker, where devices are no matter."""
+@contextlib.contextmanager
+def devices_of_runs(count: int) -> Iterator[None]:
+    """Runs that begin meanwhile take so many devices, instead of all."""
     with pytest.MonkeyPatch.context() as patch:
         build = experiment.build_mesh
         patch.setattr(
             experiment,
             "build_mesh",
             lambda parallel, devices=None: build(
-                parallel, devices or jax.devices()[:1]
+                parallel, devices or jax.devices()[:count]
             ),
         )
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Runs take one device alone, which is quicker, where devices are no matter."""
+    with devices_of_runs(1):
         yield
 
 
@@ -175,15 +184,28 @@ def random_params() -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """A compiled step of a tiny model, with what surrounds it."""
+    """A step of a tiny model, with what surrounds it.
+
+    Attributes:
+      fresh: makes the first state on one device.
+    """
 
     model: Model
     maker: StateMaker
     step: TrainStep
-    seed: int = 0
+    fresh: Callable[[], TrainState]
 
     def start(self) -> TrainState:
-        return self.maker.make(rng.stream(self.seed, "init"))
+        """The first state, on this mesh: moved there, as to make it is compiled."""
+        return jax.tree.map(
+            lambda leaf, wanted: jax.device_put(leaf, wanted.sharding),
+            self.fresh(),
+            self.maker.abstract(),
+        )
+
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        return self.step.compile(self.maker.abstract(), self.batch(0), self.maker.mesh)
 
     def batch(self, number: int) -> Batch:
         """16 windows of 12 tokens on the mesh; the last four end in padding."""
@@ -203,10 +225,9 @@ class Training:
     def run(self, num_steps: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """The state after so many steps, and each figure of every step."""
         state = self.start()
-        step = self.step.compile(state, self.batch(0), self.maker.mesh)
         figures = []
         for number in range(num_steps):
-            state, metrics = step(state, self.batch(number))
+            state, metrics = self.compiled(state, self.batch(number))
             figures.append(jax.device_get(metrics))
         return state, {
             name: np.stack([f[name] for f in figures]) for name in figures[0]
@@ -215,8 +236,13 @@ class Training:
 
 @pytest.fixture(scope="session")
 def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
-    """Makes a Training of an objective on a mesh; other keywords go to the model."""
+    """Makes a Training of an objective on a mesh; other keywords go to the model.
 
+    The same one for the same keywords, so that its step is compiled once.
+    """
+    beginnings: dict[Any, TrainState] = {}
+
+    @functools.cache
     def make(
         objective: str,
         *,
@@ -230,7 +256,8 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
         **model_fields: Any,
     ) -> Training:
         causal = objective == "autoregressive"
-        model_fields = {"num_kv_heads": 4 if causal else 2} | model_fields
+        defaults = {"num_kv_heads": 4 if causal else 2, "num_layers": 1}
+        model_fields = defaults | model_fields
         model = make_model(causal=causal, dropout=dropout, **model_fields)
         process = MaskProcess(
             mask_id=2, schedule=LightCosineSchedule(), predictable=np.arange(3, 31)
@@ -244,16 +271,29 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
             jax.devices()[: data * fsdp * tensor],
         )
         layout = Layout(devices, replica_axis="" if dropout else "data")
+        maker = StateMaker(
+            init=model.init,
+            names=model.names,
+            optimizer=optimizer,
+            use_ema=ema_decay > 0,
+            mesh=devices,
+            guard=guard,
+        )
+
+        def fresh() -> TrainState:
+            """Once for all that differ in where and how their layers run."""
+            same = {n: v for n, v in model_fields.items() if n not in ("scan", "remat")}
+            key = (causal, seed, ema_decay > 0, guard, *sorted(same.items()))
+            if key not in beginnings:
+                one = build_mesh(ParallelConfig(), jax.devices()[:1])
+                alone = dataclasses.replace(maker, mesh=one)
+                beginnings[key] = jax.device_get(alone.make(rng.stream(seed, "init")))
+            return beginnings[key]
+
         return Training(
             model=model,
-            maker=StateMaker(
-                init=model.init,
-                names=model.names,
-                optimizer=optimizer,
-                use_ema=ema_decay > 0,
-                mesh=devices,
-                guard=guard,
-            ),
+            maker=maker,
+            fresh=fresh,
             step=TrainStep(
                 bind=model.on(layout).bind,
                 objective=Autoregressive(bos_id=1, chunk_tokens=64)
@@ -270,7 +310,6 @@ def make_training(make_model: Callable[..., Model]) -> Callable[..., Training]:
                 guard=guard,
                 layout=layout,
             ),
-            seed=seed,
         )
 
     return make

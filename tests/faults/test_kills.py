@@ -5,8 +5,6 @@ these are.
 """
 
 import json
-import os
-import re
 import shutil
 from pathlib import Path
 
@@ -16,14 +14,14 @@ import pytest
 
 from benchmarks import faults
 from benchmarks.faults import Aim
+from tests import children
 
 STEPS, SAVE = 24, 4
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> faults.Job:
-    flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
-    monkeypatch.setenv("XLA_FLAGS", flags)  # one device, which is quicker
+    monkeypatch.setenv("XLA_FLAGS", children.environment()["XLA_FLAGS"])
     compiled = Path(jax.config.jax_compilation_cache_dir)
     lengths = dict(steps=STEPS, save=SAVE, evaluate=8, generate=12, log=1, words=1000)
     return faults.prepare(tmp_path, "ar", compiled=compiled, **lengths)

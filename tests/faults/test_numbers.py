@@ -39,13 +39,9 @@ class Steps:
     training: Any
     beginning: TrainState
 
-    def __post_init__(self) -> None:
-        mesh, batch = self.training.maker.mesh, self.training.batch(0)
-        self.step = self.training.step.compile(self.beginning, batch, mesh)
-
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         state = jax.tree.map(jnp.copy, state)  # the step's own, to be donated
-        state, metrics = self.step(state, batch)
+        state, metrics = self.training.compiled(state, batch)
         return state, jax.device_get(metrics)
 
     def run(
@@ -70,6 +66,7 @@ def make_steps(make_training: Callable[..., Any]) -> Callable[..., Steps]:
         training = make_training(
             objective,
             mesh=mesh,
+            num_layers=2,  # the second is to blame
             num_microbatches=num_microbatches,
             guard=guard,
             schedule=optax.linear_schedule(0.01, 0.001, 7),

@@ -5,7 +5,6 @@ of it is shown in processes of its own.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from lmjax.modes import fitting, training
 from lmjax.run_folder import RunFolder
 from lmjax.sampling.prompts import Generator
 from lmjax.train.stopping import Stopped
+from tests import children
 from tests.faults.small_runs import small_config
 
 STEPS = 8
@@ -178,16 +178,12 @@ def _start(corpus: Path, run: Path, *flags: str) -> "subprocess.Popen[str]":
     serialize.save(_config(corpus), config)
     command = [sys.executable, "-m", "lmjax.main", "--config", str(config)]
     command += ["--workdir", str(run), f"--compilation_cache={cache}"]
-    changes = {
-        "PYTHONPYCACHEPREFIX": f"{cache}/bytecode",
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
     return subprocess.Popen(
         [*command, *flags],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | changes,
+        env=children.environment(),
     )
 
 

@@ -23,11 +23,9 @@ def sent(make_training: Callable[..., Any]) -> Callable[..., tuple[Sent, int]]:
     """Compiles a step; gives its collectives by kind, and bytes of all parameters."""
 
     def compile_step(mesh: tuple[int, int, int], **fields: Any) -> tuple[Sent, int]:
-        training = make_training("autoregressive", mesh=mesh, scan=True, **fields)
-        compiled = training.step.compile(
-            training.maker.abstract(), training.batch(0), training.maker.mesh
-        )
-        found = collectives(compiled.as_text())
+        fields = {"scan": True, "num_layers": LAYERS, **fields}
+        training = make_training("autoregressive", mesh=mesh, **fields)
+        found = collectives(training.compiled.as_text())
         return {each.kind: each for each in found}, 4 * trees.count(
             training.model.shapes
         )

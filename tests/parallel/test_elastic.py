@@ -25,16 +25,15 @@ Figures = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """One compiled step and its beginning; see `Training` of conftest."""
+    """Goes on from any state; see `Training` of conftest."""
 
     training: Any
-    compiled: Any
 
     def go_on(self, state: TrainState, first: int, count: int) -> tuple[Any, Figures]:
         """The state after so many more steps, and each figure of every step."""
         figures = []
         for number in range(first, first + count):
-            state, metrics = self.compiled(state, self.training.batch(number))
+            state, metrics = self.training.compiled(state, self.training.batch(number))
             figures.append(jax.device_get(metrics))
         return state, {
             name: np.stack([each[name] for each in figures]) for name in figures[0]
@@ -54,12 +53,14 @@ def runs(
     def make(mesh: tuple[int, int, int], scan: bool = False) -> Runs:
         if (mesh, scan) not in made:
             training = make_training(
-                request.param, mesh=mesh, scan=scan, num_microbatches=2, dropout=0.2
+                request.param,
+                mesh=mesh,
+                scan=scan,
+                num_layers=2,
+                num_microbatches=2,
+                dropout=0.2,
             )
-            compiled = training.step.compile(
-                training.maker.abstract(), training.batch(0), training.maker.mesh
-            )
-            made[mesh, scan] = Runs(training, compiled)
+            made[mesh, scan] = Runs(training)
         return made[mesh, scan]
 
     return make

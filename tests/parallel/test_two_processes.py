@@ -6,8 +6,6 @@ to one, and go on to the same bits. One that is killed ends the other.
 
 import dataclasses
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from lmjax.config.schema import (
 from lmjax.data.sample import corpus as sample_corpus
 from lmjax.parallel.peer_watch import PEER_LOST_STATUS
 from lmjax.train.checkpoints import Checkpoints, on_first_device
+from tests import children
 from tests.parallel.peer_processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +61,6 @@ class Processes:
         self.workdir = place.folder / name
         self.said = [place.folder / f"{name}-{i}.txt" for i in range(count)]
         address, self._running = f"localhost:{free_port()}", []
-        environment = _environment(num_devices=4 // count)
         cache = jax.config.jax_compilation_cache_dir
         for index in range(count):
             fields = {f"config.{field}": value for field, value in changes.items()}
@@ -79,7 +77,7 @@ class Processes:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env=environment,
+                    env=children.environment(num_devices=4 // count),
                     stdout=said,
                     stderr=said,
                 )
@@ -114,18 +112,6 @@ class Processes:
             process.wait()
 
 
-def _environment(num_devices: int) -> dict[str, str]:
-    """That of the tests, with another number of devices and with bytecode kept.
-
-    Ten processes that compile all sources they import would take most of the time.
-    """
-    flags = re.sub(r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"])
-    kept = Path(jax.config.jax_compilation_cache_dir) / "bytecode"
-    changes = {"XLA_FLAGS": flags, "PYTHONPYCACHEPREFIX": str(kept)}
-    changes["PYTHONDONTWRITEBYTECODE"] = ""
-    return os.environ | changes
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("two_processes")
@@ -141,7 +127,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             cache_dir=str(folder / "cache"),
         ),
         model=ModelConfig(
-            num_layers=2,
+            num_layers=1,
             width=16,
             num_heads=2,
             mlp_width=32,

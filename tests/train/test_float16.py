@@ -65,10 +65,9 @@ def test_an_overflow_lowers_the_scale_until_the_run_recovers(
     )
     state = dataclasses.replace(state, guard=memory)
     before = jax.device_get(state.params)
-    step = training.step.compile(state, training.batch(0), training.maker.mesh)
     scale, skipped = 2.0**30, 0
     for number in range(STEPS):
-        state, metrics = step(state, training.batch(number))
+        state, metrics = training.compiled(state, training.batch(number))
         if not metrics["skipped"]:
             break
         scale, skipped = scale / 2, skipped + 1

@@ -15,8 +15,10 @@ import pytest
 from lmjax.config.schema import Backbone
 
 MODELS = {
-    "autoregressive": {},
-    "masked_diffusion": dict(backbone=Backbone.DIT, time_conditioning=True),
+    "autoregressive": dict(num_layers=2),
+    "masked_diffusion": dict(
+        num_layers=2, backbone=Backbone.DIT, time_conditioning=True
+    ),
 }
 # Summed loss in nats, and gradient norm, of the first and of the third step.
 GOLDEN = {

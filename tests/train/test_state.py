@@ -39,7 +39,7 @@ def test_evaluation_takes_the_average_where_there_is_one(
 
 def test_the_average_starts_as_a_copy(make_training: Callable[..., Any]) -> None:
     """A buffer that stood for both could not be donated."""
-    state = make_training("autoregressive").start()
+    state = make_training("autoregressive").maker.make(jax.random.key(0))
 
     def check(param: jax.Array, average: jax.Array) -> None:
         np.testing.assert_array_equal(param, average)

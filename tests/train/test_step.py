@@ -20,9 +20,8 @@ def test_a_step_is_compiled_once_and_feeds_on_its_own_output(
     make_training: MakeTraining, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = make_training("autoregressive", mesh=(2, 2, 2))
-    state = training.start()
+    state, step = training.start(), training.compiled
     batches = [training.batch(number) for number in range(3)]
-    step = training.step.compile(state, batches[0], training.maker.mesh)
     before = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
 
     def compilations() -> list[str]:
@@ -81,7 +80,7 @@ def test_dropout_is_a_function_of_seed_and_step(
     losses = [first, *(float(loss(state, jnp.int32(step))) for step in (1, 2))]
     assert len(set(losses)) == 3
     assert np.ptp(losses) < 0.2 * first, "not a matter of dropout alone"
-    again = make_training("autoregressive", dropout=0.3).step
+    again = dataclasses.replace(training.step)
     repeated = jax.jit(again)(state, batch)[1]["loss_sum"]
     assert float(repeated) == pytest.approx(first, rel=1e-6)
 
