@@ -68,9 +68,9 @@ def _process(schedule: str = "linear") -> MaskProcess:
     )
 
 
-def _batch(tokens: np.ndarray) -> Batch:
+def _batch(tokens: np.ndarray | jax.Array) -> Batch:
     return dataclasses.replace(
-        synthetic(*tokens.shape), tokens=np.asarray(tokens, np.int32)
+        synthetic(*tokens.shape), tokens=jnp.asarray(tokens, jnp.int32)
     )
 
 
@@ -86,12 +86,13 @@ def _exact_bounds(objective: MaskedDiffusion, table: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def run(table: jax.Array) -> jax.Array:
-        bounds = []
-        for x in SEQUENCES:
-            batch = _batch(np.tile(x, (len(SUBSETS), 1)))
-            draws = MaskDraws(SUBSETS, weights, np.zeros(len(SUBSETS), np.float32))
-            bounds.append(objective.nll_B(TableModel(table), batch, draws).sum())
-        return jnp.stack(bounds)
+        draws = MaskDraws(SUBSETS, weights, np.zeros(len(SUBSETS), np.float32))
+
+        def bound(x: jax.Array) -> jax.Array:
+            batch = _batch(jnp.tile(x, (len(SUBSETS), 1)))
+            return objective.nll_B(TableModel(table), batch, draws).sum()
+
+        return jax.lax.map(bound, jnp.asarray(SEQUENCES))
 
     return np.asarray(run(table))
 
@@ -323,16 +324,20 @@ def test_in_discrete_time_the_bound_holds_and_one_step_is_exact(
         batch = _batch(np.repeat(SEQUENCES, len(SUBSETS), axis=0))
         objective = MaskedDiffusion(process=process, chunk_tokens=10_000)
         for steps, draw in masks.items():
-            total = 0.0
-            for j in range(1, steps + 1):
+
+            def cost(
+                j: jax.Array, steps: int = steps, draw: DiscreteMasks = draw
+            ) -> jax.Array:
                 position_B = jnp.full(len(states), (j - 0.5) / steps)
                 drawn = draw(process, batch, jax.random.key(0), position_B)
                 m = process.schedule.mask_rate(jnp.float32(j / steps))
                 chance = jnp.prod(jnp.where(states, m, 1 - m), axis=1)
-                drawn = drawn._replace(masked_BL=states)
-                total += (
-                    chance / steps * objective.nll_B(TableModel(table), batch, drawn)
+                nll_B = objective.nll_B(
+                    TableModel(table), batch, drawn._replace(masked_BL=states)
                 )
+                return chance / steps * nll_B
+
+            total = jax.lax.map(cost, jnp.arange(1.0, steps + 1)).sum(axis=0)
             found[steps] = total.reshape(len(SEQUENCES), -1).sum(axis=1)
         return found
 

@@ -203,9 +203,9 @@ def test_loss_and_gradients_are_finite_under_jit(
 
     value, gradients = run(params, jax.random.key(0))
     assert float(value) > 0
-    leaves = jax.tree.leaves(gradients)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
-    assert any(bool((leaf != 0).any()) for leaf in leaves)
+    leaves = jax.tree.leaves(jax.device_get(gradients))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert any(leaf.any() for leaf in leaves)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
