@@ -6,6 +6,7 @@ of them is wrong.
 """
 
 import enum
+import functools
 import math
 import typing
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,7 @@ def _check_types(config: Config) -> Iterator[Problem]:
     """For values that a config file or a notebook set."""
     types = fields.types(config)
     for name, value in fields.values(config).items():
-        remedy = f"the default is {_default(name)}"
+        remedy = f"the default is {_defaults()[name]}"
         try:
             fitting = type(fields.coerce(value, types[name]))
         except ValueError as error:
@@ -140,7 +141,7 @@ def _check_ranges(values: dict[str, Any]) -> Iterator[Problem]:
             rule = f"must be above {low:g}"
         else:
             rule = f"must be at least {low:g}"
-        yield Problem(name, value, rule, f"the default is {_default(name)}")
+        yield Problem(name, value, rule, f"the default is {_defaults()[name]}")
 
 
 def _check_durations(values: dict[str, Any]) -> Iterator[Problem]:
@@ -148,7 +149,7 @@ def _check_durations(values: dict[str, Any]) -> Iterator[Problem]:
         if name not in values:
             continue
         text = values[name]
-        remedy = f"the default is {_default(name)}"
+        remedy = f"the default is {_defaults()[name]}"
         try:
             duration = durations.parse(text)
         except ValueError:
@@ -171,7 +172,7 @@ def _check_clock(values: dict[str, Any]) -> Iterator[Problem]:
     for name, may_be_zero in _CLOCK.items():
         if name not in values:
             continue
-        text, remedy = values[name], f"the default is {_default(name)}"
+        text, remedy = values[name], f"the default is {_defaults()[name]}"
         try:
             seconds = durations.to_seconds(text)
         except ValueError:
@@ -194,7 +195,7 @@ def _check_profile(values: dict[str, Any]) -> Iterator[Problem]:
 def _check_text(values: dict[str, Any]) -> Iterator[Problem]:
     for name in _NOT_EMPTY:
         if name in values and not values[name].strip():
-            remedy = f"the default is {_default(name)}"
+            remedy = f"the default is {_defaults()[name]}"
             yield Problem(name, values[name], "must not be empty", remedy)
     for name in _NO_BLANKS:
         if not all(path.strip() for path in values.get(name, ())):
@@ -249,11 +250,12 @@ def _check_devices(
             )
 
 
-def _default(name: str) -> str:
-    """The default of a field, of whichever kind of a section has it."""
+@functools.cache
+def _defaults() -> dict[str, str]:
+    """The default of every field, of whichever kind of a section has it first."""
     kinds = typing.get_type_hints(Config)["objective"]
+    found: dict[str, str] = {}
     for objective in fields.section_classes(kinds):
-        values = fields.values(Config(objective=objective()))
-        if name in values:
-            return fields.spell(values[name])
-    raise KeyError(name)
+        for name, value in fields.values(Config(objective=objective())).items():
+            found.setdefault(name, fields.spell(value))
+    return found
