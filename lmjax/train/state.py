@@ -63,15 +63,22 @@ class StateMaker:
     guard: Guard = dataclasses.field(default_factory=Guard)
     offload: bool = False
 
-    def _fresh(self, key: jax.Array) -> TrainState:
-        params = self.init(key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=self.optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if self.use_ema else {},
-            guard=self.guard.start(),
-        )
+    @functools.cached_property
+    def _fresh(self) -> Callable[[jax.Array], TrainState]:
+        """Makes the state, on whatever device; traced once for all who ask."""
+
+        @jax.jit
+        def fresh(key: jax.Array) -> TrainState:
+            params = self.init(key)
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                opt_state=self.optimizer.init(params),
+                ema=jax.tree.map(jnp.copy, params) if self.use_ema else {},
+                guard=self.guard.start(),
+            )
+
+        return fresh
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; allocates nothing.

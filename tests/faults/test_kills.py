@@ -24,7 +24,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> faults.Job:
     monkeypatch.setenv("XLA_FLAGS", children.environment()["XLA_FLAGS"])
     compiled = Path(jax.config.jax_compilation_cache_dir)
     lengths = dict(steps=STEPS, save=SAVE, evaluate=8, generate=12, log=1, words=1000)
-    return faults.prepare(tmp_path, "ar", compiled=compiled, **lengths)
+    flags = ("--config.model.num_layers=1", "--config.log.tensorboard=false")
+    return faults.prepare(tmp_path, "ar", compiled=compiled, flags=flags, **lengths)
 
 
 def test_a_run_killed_in_a_save_and_again_ends_as_one_left_alone(

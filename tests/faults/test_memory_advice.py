@@ -18,6 +18,7 @@ from lmjax.modes import fitting
 from lmjax.train import loop
 from lmjax.training_run import Run
 from lmjax.training_run import train_batches as training_batches
+from tests.conftest import devices_of_runs
 from tests.faults.small_runs import small_config
 
 # Bytes by microbatch.
@@ -26,12 +27,13 @@ OUT = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path) -> Iterator[Config]:
     text = tmp_path / "text.train"
     sample_corpus.write_corpus(text, seed=0, num_words=900)
     config = small_config(text, budget="2 steps", batch_size=32)
-    config.parallel = ParallelConfig(data=4, fsdp=2)
-    return config
+    config.parallel = ParallelConfig(data=1, fsdp=2)
+    with devices_of_runs(2):
+        yield config
 
 
 def _one_batch(*arguments: Any) -> Iterator[Any]:

@@ -81,7 +81,7 @@ def packed(
     make_model: Callable[..., Model],
     random_params: Callable[..., Any],
 ) -> Packed:
-    model = make_model(scan=request.param, **KINDS[kind])
+    model = make_model(scan=request.param, num_layers=1, **KINDS[kind])
     return Packed(model, random_params(model))
 
 
@@ -162,7 +162,7 @@ def test_chunks_of_queries_keep_to_their_documents(
     scan: bool, make_model: Callable[..., Model], random_params: Callable[..., Any]
 ) -> None:
     """The second document begins in one chunk and ends in the next."""
-    model = make_model(attend=chunked_attention, scan=scan)
+    model = make_model(attend=chunked_attention, scan=scan, num_layers=1)
     packed = Packed(model, random_params(model))
     tokens = np.random.default_rng(1).integers(3, 31, (1, 160)).astype(np.int32)
     changed = tokens.copy()

@@ -42,6 +42,7 @@ def make(make_model: Callable[..., Model], random_params: Callable[..., Any]) ->
         uniform = RULES[kind] is None
         model = make_model(
             causal=False,
+            num_layers=1,
             vocab_size=BYTES.vocab_size,
             unpredictable=NEVER,
             max_length=64,

@@ -1,5 +1,6 @@
 """The initial state is what was planned, and its average stands apart."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,23 @@ def test_the_state_is_made_as_planned(
     assert jax.tree.map(_leaf_facts, state) == jax.tree.map(_leaf_facts, planned)
     assert int(state.step) == 0
     assert bool(state.ema) == (ema_decay > 0)
+
+
+def test_a_model_is_traced_once_for_its_shapes_and_its_parameters(
+    make_training: Callable[..., Any],
+) -> None:
+    maker, traced = make_training("autoregressive").maker, []
+
+    def init(key: jax.Array) -> Any:
+        traced.append(key)
+        return maker.init(key)
+
+    again = dataclasses.replace(maker, init=init)
+    shapes = again.abstract()
+    state = again.make(jax.random.key(0))
+    assert len(traced) == 1
+    jax.tree.map(np.testing.assert_array_equal, state, maker.make(jax.random.key(0)))
+    assert jax.tree.structure(shapes) == jax.tree.structure(state)
 
 
 def test_evaluation_takes_the_average_where_there_is_one(
