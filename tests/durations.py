@@ -37,7 +37,6 @@ SLOW = (
     r"^faults/test_numbers_of_a_run\.py::.*(stays_bad|bad_batch)",
     r"^faults/test_security\.py::.*no_secret_is_written",
     r"^faults/test_stopping_phases\.py::.*(command_line|deadline|clock)",
-    r"^faults/test_stopping_phases\.py::.*not\[(?!saving)",
     r"^models/test_attention_tpu\.py::.*every_mesh",
     r"^models/test_build\.py::.*stay_at_zero",
     r"^models/test_documents\.py::.*(alone\[unrolled-dit|to_their_documents\[True)",
