@@ -138,8 +138,12 @@ def one_device() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Model]:
-    """Makes a two-layer model; keywords are fields of ModelConfig or of Setting."""
+    """Makes a two-layer model; keywords are fields of ModelConfig or of Setting.
 
+    The same one for the same keywords, as to make one is traced.
+    """
+
+    @functools.cache
     def make(**changes: Any) -> Model:
         config = dict(
             num_layers=2,
