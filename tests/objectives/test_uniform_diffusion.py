@@ -75,7 +75,8 @@ def test_the_integrand_is_never_negative_and_0_at_the_truth() -> None:
     batch = dataclasses.replace(synthetic(rows, 1), tokens=tokens)
     noised = generator.integers(count, size=(rows, 1)).astype(np.int32)
     t_B = np.concatenate([[1.0, 1e-7], generator.random(rows - 2)]).astype(np.float32)
-    found = np.asarray(objective.nll_B(Model(), batch, NoiseDraws(noised, t_B)))
+    draws = NoiseDraws(noised, t_B)
+    found = np.asarray(jax.jit(lambda: objective.nll_B(Model(), batch, draws))())
     assert np.isfinite(found).all()
     assert found.min() >= 0
     assert np.median(found) > 0.01
@@ -95,7 +96,7 @@ def test_the_integrand_is_never_negative_and_0_at_the_truth() -> None:
     assert late.sum() > 300
     np.testing.assert_allclose(found[late], expected[late], rtol=3e-4)
     logits = 60 * jax.nn.one_hot(tokens, count)
-    perfect = np.asarray(objective.nll_B(Model(), batch, NoiseDraws(noised, t_B)))
+    perfect = np.asarray(jax.jit(lambda: objective.nll_B(Model(), batch, draws))())
     assert perfect.max() < 1e-4
 
 
@@ -113,15 +114,17 @@ def test_the_bound_is_above_the_likelihood_of_a_fine_chain(
     @jax.jit
     def costs(table: jax.Array) -> jax.Array:
         """[x, z, T]: integrand where z is seen of the text x."""
-        pairs = [(x, z) for x in STATES for z in STATES]
-        found = []
-        for x, z in pairs:
-            batch = dataclasses.replace(
-                synthetic(steps, L), tokens=np.tile(x, (steps, 1))
-            )
-            draws = NoiseDraws(np.tile(z, (steps, 1)), jnp.asarray(grid, jnp.float32))
-            found.append(objective.nll_B(TableModel(table), batch, draws))
-        return jnp.stack(found).reshape(len(STATES), len(STATES), steps)
+
+        states = jnp.asarray(STATES)
+
+        def cost(pair: jax.Array) -> jax.Array:
+            x, z = (jnp.tile(states[each], (steps, 1)) for each in pair)
+            batch = dataclasses.replace(synthetic(steps, L), tokens=x)
+            draws = NoiseDraws(z, jnp.asarray(grid, jnp.float32))
+            return objective.nll_B(TableModel(table), batch, draws)
+
+        pairs = jnp.array(list(itertools.product(range(len(STATES)), repeat=2)))
+        return jax.lax.map(cost, pairs).reshape(len(STATES), len(STATES), steps)
 
     integrand = np.asarray(costs(table), np.float64)
     bounds = np.zeros(len(STATES))
@@ -175,11 +178,12 @@ def test_draws_estimate_the_quadrature(table: np.ndarray) -> None:
 
     keys = jax.random.split(jax.random.key(0), batches)
     grid = (np.arange(4000) + 0.5) / 4000
+    tokens = dataclasses.replace(synthetic(4000, L), tokens=np.tile(x, (4000, 1)))
+    nll_B = jax.jit(objective.nll_B)
     expected = 0.0
     for z in STATES:
-        draws = NoiseDraws(np.tile(z, (4000, 1)), jnp.asarray(grid, jnp.float32))
-        tokens = dataclasses.replace(synthetic(4000, L), tokens=np.tile(x, (4000, 1)))
-        nll = np.asarray(objective.nll_B(TableModel(table), tokens, draws), np.float64)
+        draws = NoiseDraws(np.tile(z, (4000, 1)), grid.astype(np.float32))
+        nll = np.asarray(nll_B(TableModel(table), tokens, draws), np.float64)
         chance = np.prod(
             [
                 np.where(a == b, 1 - grid / 2, grid / 2)

@@ -54,15 +54,19 @@ def _maker(mesh: Mesh, *, use_ema: bool = True) -> StateMaker:
 
 def _trained(maker: StateMaker, seed: int = 0) -> TrainState:
     """A state in which no two parts are equal."""
-    state = maker.make(jax.random.key(seed))
-    gradients = jax.tree.map(jnp.cos, state.params)
-    updates, opt_state = maker.optimizer.update(
-        gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    state = dataclasses.replace(
-        state, step=jnp.int32(3), params=params, opt_state=opt_state
-    )
+
+    @jax.jit
+    def trained(state: TrainState) -> TrainState:
+        gradients = jax.tree.map(jnp.cos, state.params)
+        updates, opt_state = maker.optimizer.update(
+            gradients, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(
+            state, step=jnp.int32(3), params=params, opt_state=opt_state
+        )
+
+    state = trained(maker.make(jax.random.key(seed)))
     return jax.tree.map(
         lambda leaf, like: jax.device_put(leaf, like.sharding), state, maker.abstract()
     )
