@@ -6,6 +6,7 @@ a profile; the others differ in what is theirs.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -156,6 +157,7 @@ class Traces:
             traces.compiled += 1
             return compile_step(step, *arguments)
 
+        @functools.wraps(call)  # the program is named after it, and kept by its name
         def count_call(step: TrainStep, *arguments: Any) -> Any:
             traces.traced += 1
             return call(step, *arguments)
