@@ -1,5 +1,6 @@
 """Every objective with every estimator and sampler that fits it, run as a user does."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,49 +57,53 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _method(corpus: Path, method: object, **further: object) -> Config:
+    """The config of a run of a method; two steps long."""
+    objective, changes = RUNS[method]
+    config = Config(
+        tokenizer=TokenizerConfig(vocab_size=300),
+        data=DataConfig(
+            train=(str(corpus),),
+            valid_fraction=0.2,
+            sequence_length=16,
+            cache_dir=str(corpus.parent / "cache"),
+        ),
+        model=ModelConfig(
+            num_layers=1, width=16, num_heads=2, mlp_width=32, max_length=32
+        ),
+        objective=OBJECTIVES[objective](),
+        train=TrainConfig(budget="2 steps", batch_size=16),
+        evaluate=EvaluateConfig(every="0", draws=2, minimal_pairs=0),
+        generate=GenerateConfig(every="0", max_new_tokens=6, steps=4),
+        log=LogConfig(tensorboard=False),
+    )
+    fields.assign(config, changes | _dotted(further))
+    checks.check(config, num_devices=1)
+    return config
+
+
+def _dotted(changes: dict[str, object]) -> dict[str, object]:
+    return {name.replace("__", "."): value for name, value in changes.items()}
+
+
 @pytest.fixture(scope="module")
 def train(
     corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[object], Path]:
-    """Trains a run of a method for two steps, once; gives its folder."""
-    made: dict[object, Path] = {}
+    """Trains a run of a method, once; gives its folder."""
 
+    @functools.cache
     def run(method: object) -> Path:
-        if method in made:
-            return made[method]
-        objective, changes = RUNS[method]
-        config = Config(
-            tokenizer=TokenizerConfig(vocab_size=300),
-            data=DataConfig(
-                train=(str(corpus),),
-                valid_fraction=0.2,
-                sequence_length=16,
-                cache_dir=str(corpus.parent / "cache"),
-            ),
-            model=ModelConfig(
-                num_layers=1, width=16, num_heads=2, mlp_width=32, max_length=32
-            ),
-            objective=OBJECTIVES[objective](),
-            train=TrainConfig(budget="2 steps", batch_size=16),
-            evaluate=EvaluateConfig(every="0", draws=2, minimal_pairs=0),
-            generate=GenerateConfig(every="0", max_new_tokens=6, steps=4),
-            log=LogConfig(tensorboard=False),
-        )
-        fields.assign(config, changes)
-        checks.check(config, num_devices=1)
-        made[method] = tmp_path_factory.mktemp(objective) / "run"
-        modes.train(config, made[method])
-        return made[method]
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        modes.train(_method(corpus, method), folder)
+        return folder
 
     return run
 
 
 def _config(run: Path, **changes: object) -> Config:
     """The run's config with fields set; "__" stands for the dot."""
-    config = load.load_config(
-        str(run / "config.json"),
-        {name.replace("__", "."): value for name, value in changes.items()},
-    )
+    config = load.load_config(str(run / "config.json"), _dotted(changes))
     checks.check(config, num_devices=1)
     return config
 
@@ -162,12 +167,12 @@ def test_every_sampler_writes(
 
 
 def test_what_a_model_cannot_do_is_refused_with_the_remedy(
-    train: Callable[[object], Path],
+    corpus: Path, train: Callable[[object], Path]
 ) -> None:
     with pytest.raises(ConfigError, match=r"generate\.sampler=auto"):
-        _config(train(Parameterization.D3PM), generate__sampler="first_hitting")
+        _method(corpus, Parameterization.D3PM, generate__sampler="first_hitting")
     with pytest.raises(ConfigError, match=r"evaluate\.estimator=auto"):
-        _config(train("autoregressive"), evaluate__estimator="discrete")
+        _method(corpus, "autoregressive", evaluate__estimator="discrete")
     run = train(Parameterization.SUBS)
     with pytest.raises(ConfigError, match=r"evaluate\.steps=0: must be at least 1"):
         _config(run, evaluate__steps=0, evaluate__estimator="discrete")
