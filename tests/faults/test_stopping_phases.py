@@ -117,9 +117,9 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_one_that_was_not(
                     modes.train(_config(corpus), run)
             else:
                 modes.train(_config(corpus), run)
-                line = (run / "log.txt").read_text().splitlines()
-                assert f"stopped by SIGTERM {told}" in "\n".join(line[-3:]), phase
-                assert f"--workdir {run}" in line[-1], phase
+                lines = (run / "log.txt").read_text().splitlines()
+                assert f"stopped by SIGTERM {told}" in "\n".join(lines[-3:]), phase
+                assert f"--workdir {run}" in lines[-1], phase
         assert not (run / "report.json").exists(), phase
     modes.train(_config(corpus), run)
     assert differences(content(whole), content(run)) == []
